@@ -1,1 +1,1 @@
-
+"""Ways out: Gaussians as PLY, .splat or a web page, renders as video."""
