@@ -14,6 +14,12 @@ from torch import Tensor
 Response = Literal["ray3d", "ewa"]
 """How a Gaussian answers a pixel: along its ray in 3D (3DGUT, no blur) or as a 2D splat with dilation (EWA)."""
 
+MIN_ALPHA = 1.0 / 255.0
+"""A Gaussian that covers a pixel by less is skipped there; fixed in gsplat."""
+
+MIN_TRANSMITTANCE = 1e-4
+"""A pixel is finished before the Gaussian that would let no more light than this through; fixed in gsplat."""
+
 
 @dataclass(frozen=True)
 class RenderSettings:
@@ -29,6 +35,23 @@ class RenderSettings:
     """`ray3d` as the official renderer, `ewa` as ordinary viewers; `auto`: ray3d where the backend has it."""
     backend: Literal["auto", "gsplat", "cpu", "torch"] = "auto"
     """`auto`: gsplat on CUDA, the compiled CPU kernel elsewhere, plain torch where there is no compiler."""
+    views_at_once: int | None = None
+    """Views of a scene rendered together; fewer need less memory, and all but the first are rendered again in
+    backward. None: all, and nothing is rendered twice."""
+    depth_gradient: bool = True
+    """Whether depth pulls Gaussians along the viewing axis. False as the official renderer, whose depth only
+    changes blending weights."""
+    dilation: float = 0.3
+    """Variance in square pixels by which the EWA response widens every splat."""
+    max_alpha: float = 0.999
+    """Largest opacity of one Gaussian in one pixel. gsplat has its own: 0.999 up to 1.5, 0.99 from 1.6."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no backend can draw."""
+        if not 0.0 < self.near < self.far:
+            raise ValueError(f"near and far must satisfy 0 < near < far, found {self.near} and {self.far}")
+        if self.views_at_once is not None and self.views_at_once < 1:
+            raise ValueError(f"views_at_once must be None or at least 1, found {self.views_at_once}")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,191 @@
+"""One call from Gaussians and cameras to images, on whatever machine this is."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import logging
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from lyra_ns.cameras import CameraPath, invert_rigid
+from lyra_ns.gaussians import Gaussians
+from lyra_ns.rendering import cpu, gsplat_cuda, plain
+from lyra_ns.rendering.compiler import CompilerMissing, load_kernel
+from lyra_ns.rendering.projection import View, project
+from lyra_ns.rendering.types import Rendered, RenderSettings, Response
+
+logger = logging.getLogger(__name__)
+
+Backend = Literal["gsplat", "cpu", "torch"]
+
+DEFAULT_SETTINGS = RenderSettings()
+
+
+class Renderer(NamedTuple):
+    """What draws."""
+
+    backend: Backend
+    """Implementation."""
+    response: Response
+    """How a Gaussian answers a pixel."""
+
+
+def render(
+    gaussians: Gaussians, cameras: CameraPath, settings: RenderSettings = DEFAULT_SETTINGS
+) -> Rendered:
+    """Colour, expected z-depth and opacity as the cameras see the Gaussians, differentiable in all of these.
+
+    Gaussians [G] with cameras [M] give [M, ...]; [B, G] with [B, M] give [B, M, ...]. Cameras get no
+    gradient. Computed in float32 (float64 Gaussians: float64, not by gsplat), also under autocast. Gaussians
+    that are not finite, have no extent or no rotation are not drawn.
+
+    Example:
+        >>> images = render(decoder(latents, conditioning), cameras)
+        >>> images.rgb.shape  # [B, M, H, W, 3]
+    """
+    _check_shapes(gaussians, cameras)
+    device = gaussians.means.device
+    renderer = choose_renderer(settings, device)
+    with torch.autocast(device.type, enabled=False):
+        scenes, batched_cameras = _as_batch(gaussians, cameras)
+        image, transmittance = _rasterize_in_chunks(scenes, batched_cameras, settings, renderer)
+        alpha = 1 - transmittance
+        background = torch.tensor(settings.background, dtype=image.dtype, device=device)
+        rgb = image[..., :3] + transmittance[..., None] * background
+        depth = image[..., 3] / alpha.clamp(min=1e-10)
+    if cameras.camera_to_world.ndim == 3:
+        rgb, depth, alpha = rgb[0], depth[0], alpha[0]
+    return Rendered(rgb=rgb, depth=depth, alpha=alpha)
+
+
+def choose_renderer(settings: RenderSettings, device: torch.device | str) -> Renderer:
+    """The backend and response that `settings` mean on `device`.
+
+    Raises ValueError where they ask for what is not there, CompilerMissing for backend `cpu` without one.
+    """
+    device = torch.device(device)
+    backend = settings.backend if settings.backend != "auto" else _best_backend(device.type)
+    needed_device = {"gsplat": "cuda", "cpu": "cpu"}.get(backend, device.type)
+    if device.type != needed_device:
+        raise ValueError(
+            f"renderer backend '{backend}' draws Gaussians on {needed_device}, found them on {device.type}: "
+            "move them there or leave the backend at 'auto'"
+        )
+    if backend == "cpu":
+        load_kernel()
+    has_ray3d = backend != "gsplat" or gsplat_cuda.has_ray3d()
+    if settings.response == "ray3d" and not has_ray3d:
+        raise ValueError(
+            f"response 'ray3d' needs a gsplat with 3DGUT, found {importlib.metadata.version('gsplat')}: "
+            "pip install 'gsplat>=1.5.3', or choose response 'ewa'"
+        )
+    response = settings.response if settings.response != "auto" else ("ray3d" if has_ray3d else "ewa")
+    return Renderer(backend, response)
+
+
+def describe_backend(settings: RenderSettings, device: torch.device | str) -> str:
+    """One sentence for the log: what draws on `device`, and how."""
+    backend, response = choose_renderer(settings, device)
+    names = {
+        "gsplat": lambda: f"gsplat {importlib.metadata.version('gsplat')} on CUDA",
+        "cpu": lambda: f"the compiled CPU kernel ({load_kernel().description})",
+        "torch": lambda: "plain PyTorch (slow)",
+    }
+    manner = {
+        "ray3d": "each Gaussian answers along the ray in 3D (3DGUT, no blur)",
+        "ewa": f"each Gaussian is a flat splat (EWA, widened by {settings.dilation} px^2)",
+    }
+    return f"Rendering with {names[backend]()}; {manner[response]}."
+
+
+@functools.cache
+def _best_backend(device_type: str) -> Backend:
+    if device_type == "cuda" and importlib.util.find_spec("gsplat") is not None:
+        return "gsplat"
+    if device_type == "cpu":
+        try:
+            load_kernel()
+        except CompilerMissing as problem:
+            logger.warning("rendering falls back to plain PyTorch, which is slow: %s", problem)
+            return "torch"
+        return "cpu"
+    logger.warning("rendering on %s uses plain PyTorch, which is slow: gsplat was not found", device_type)
+    return "torch"
+
+
+def _check_shapes(gaussians: Gaussians, cameras: CameraPath) -> None:
+    num_axes = gaussians.means.ndim - 2
+    matching = num_axes in (0, 1) and len(cameras.shape) == num_axes + 1
+    if not matching or cameras.shape[:num_axes] != gaussians.means.shape[:num_axes]:
+        raise ValueError(
+            f"expected Gaussians [G] with cameras [M], or [B, G] with [B, M]; found means "
+            f"{tuple(gaussians.means.shape)} with cameras {tuple(cameras.shape)}"
+        )
+
+
+def _as_batch(gaussians: Gaussians, cameras: CameraPath) -> tuple[Gaussians, CameraPath]:
+    """Both with a batch axis, in float32 (or float64, where the Gaussians are)."""
+    dtype = torch.float64 if gaussians.means.dtype == torch.float64 else torch.float32
+    axis = (None,) if gaussians.means.ndim == 2 else ()
+    fields = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, gaussians.rgb)
+    scenes = Gaussians(*(field[axis].to(dtype) for field in fields))
+    return scenes, cameras[axis].to(gaussians.means.device)
+
+
+def _rasterize_in_chunks(
+    scenes: Gaussians, cameras: CameraPath, settings: RenderSettings, renderer: Renderer
+) -> tuple[Float[Tensor, "B M H W 4"], Float[Tensor, "B M H W"]]:
+    """All views, `views_at_once` at a time; a chunk is drawn again in backward instead of being kept."""
+    num_views = cameras.shape[1]
+    step = settings.views_at_once or num_views
+    if step >= num_views:
+        return _rasterize(scenes, cameras, settings, renderer)
+    chunks = [
+        checkpoint(
+            _rasterize,
+            scenes,
+            cameras[:, start : start + step],
+            settings,
+            renderer,
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        for start in range(0, num_views, step)
+    ]
+    images, transmittances = zip(*chunks, strict=True)
+    return torch.cat(images, 1), torch.cat(transmittances, 1)
+
+
+def _rasterize(
+    scenes: Gaussians, cameras: CameraPath, settings: RenderSettings, renderer: Renderer
+) -> tuple[Float[Tensor, "B M H W 4"], Float[Tensor, "B M H W"]]:
+    """Blended colours with z-depth, and transmittance."""
+    dtype = scenes.means.dtype
+    # Inverted in float64: a product in TF32 would move the camera.
+    world_to_camera = invert_rigid(cameras.camera_to_world.detach().double()).to(dtype)
+    if renderer.backend == "gsplat":
+        size = (cameras.height, cameras.width)
+        intrinsic_matrix = cameras.intrinsic_matrix.detach().to(dtype)
+        return gsplat_cuda.rasterize(
+            scenes, world_to_camera, intrinsic_matrix, size, settings, renderer.response
+        )
+    rasterize_splats = cpu.rasterize if renderer.backend == "cpu" else plain.rasterize
+    intrinsics = cameras.intrinsics.detach().to(dtype)
+    images, transmittances = [], []
+    for scene_index, view_index in torch.cartesian_prod(*map(torch.arange, cameras.shape)).tolist():
+        at = (scene_index, view_index)
+        view = View(world_to_camera[at], intrinsics[at], cameras.height, cameras.width)
+        splats = project(scenes.scene(scene_index), view, settings, renderer.response)
+        image, transmittance = rasterize_splats(splats, view.height, view.width, settings.max_alpha)
+        images.append(image)
+        transmittances.append(transmittance)
+    return (
+        torch.stack(images).unflatten(0, tuple(cameras.shape)),
+        torch.stack(transmittances).unflatten(0, tuple(cameras.shape)),
+    )
