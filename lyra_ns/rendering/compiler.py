@@ -67,7 +67,7 @@ def load_kernel() -> Kernel:
 
 
 def cache_folder() -> Path:
-    """Where kernels are kept: $XDG_CACHE_HOME/lyra_ns/kernels, or a private folder if that cannot be written."""
+    """Where kernels are kept: $XDG_CACHE_HOME/lyra_ns/kernels, or a private folder if it is read-only."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = root / "lyra_ns" / "kernels"
     try:
@@ -84,7 +84,7 @@ def _private_folder() -> Path:
 
 
 def _fingerprint(compiler: str, flags: tuple[str, ...]) -> str:
-    """What the binary depends on: source, compiler, flags and processor (homes are shared between machines)."""
+    """What the binary depends on; the processor too, since homes are shared between machines."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
     parts = [SOURCE.read_text(), version, *REQUIRED_FLAGS, *flags, platform.platform(), _processor()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

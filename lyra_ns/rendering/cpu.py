@@ -22,7 +22,7 @@ GRADIENT_COLUMNS = (2, 3, 5, 1, 4)
 class _View(ctypes.Structure):
     """The struct View of splat.cpp."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((name, ctypes.c_int32) for name in ("width", "height", "num_threads", "unused")),
         *((name, ctypes.c_int64) for name in ("num_splats", "num_pairs")),
         *((name, ctypes.c_double) for name in ("max_alpha", "min_alpha", "min_transmittance")),
@@ -41,7 +41,7 @@ class _View(ctypes.Structure):
 def rasterize(
     splats: Splats, height: int, width: int, max_alpha: float
 ) -> tuple[Float[Tensor, "H W 4"], Float[Tensor, "H W"]]:
-    """Blended colours with z-depth, and transmittance, of one view; float32 or float64, bitwise repeatable."""
+    """Blended colours with z-depth, and transmittance, of one view; repeatable bit by bit."""
     return _Rasterize.apply(
         splats.centres,
         splats.whitenings,

@@ -68,7 +68,7 @@ class Splats:
 
 
 def drawable(gaussians: Gaussians) -> Bool[Tensor, "*batch G"]:
-    """Which Gaussians are finite, of positive scales and of a quaternion other than zero; others are culled."""
+    """Which Gaussians are finite, with positive scales and a quaternion other than zero."""
     length = gaussians.quats.square().sum(-1)
     return (
         gaussians.means.isfinite().all(-1)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Response = Literal["ray3d", "ewa"]
-"""How a Gaussian answers a pixel: along its ray in 3D (3DGUT, no blur) or as a 2D splat with dilation (EWA)."""
+"""How a Gaussian answers a pixel: along its ray in 3D (3DGUT, no blur) or as a dilated 2D splat (EWA)."""
 
 MIN_ALPHA = 1.0 / 255.0
 """A Gaussian that covers a pixel by less is skipped there; fixed in gsplat."""
@@ -36,8 +36,8 @@ class RenderSettings:
     backend: Literal["auto", "gsplat", "cpu", "torch"] = "auto"
     """`auto`: gsplat on CUDA, the compiled CPU kernel elsewhere, plain torch where there is no compiler."""
     views_at_once: int | None = None
-    """Views of a scene rendered together; fewer need less memory, and all but the first are rendered again in
-    backward. None: all, and nothing is rendered twice."""
+    """Views rendered together; each group is then rendered again in backward, and memory is that of one group
+    (lyra_decoder.md 6.3). None: all views, and nothing is rendered twice."""
     depth_gradient: bool = True
     """Whether depth pulls Gaussians along the viewing axis. False as the official renderer, whose depth only
     changes blending weights."""
