@@ -147,6 +147,10 @@ class RayGrid:
     cell_size: Float[Tensor, "*batch h w"]
     """World size of a cell at distance 1 along its ray."""
 
+    def to(self, target: torch.device | str | torch.dtype) -> RayGrid:
+        """The same rays on another device or in another floating-point type."""
+        return RayGrid(self.origins.to(target), self.directions.to(target), self.cell_size.to(target))
+
     def flatten_cells(self) -> RayGrid:
         """The same rays as [B, 1, G] rows in the order view, frame, row, column; [B, V, L, h, w] in."""
         return RayGrid(
@@ -165,17 +169,22 @@ def ray_grid(cameras: CameraPath, grid_height: int, grid_width: int) -> RayGrid:
     fx, fy, cx, cy = (scaled.intrinsics[..., k, None, None] for k in range(4))
     like = scaled.intrinsics
     v, u = torch.meshgrid(
-        torch.arange(grid_height, device=like.device, dtype=like.dtype) + 0.5,
-        torch.arange(grid_width, device=like.device, dtype=like.dtype) + 0.5,
+        _cell_centres(grid_height, like),
+        _cell_centres(grid_width, like),
         indexing="ij",
     )
     x, y = (u - cx) / fx, (v - cy) / fy
     in_camera = torch.stack([x, y, torch.ones_like(x)], -1)
     length = in_camera.norm(dim=-1)
-    rotation = cameras.camera_to_world[..., None, None, :3, :3]
-    directions = (rotation @ (in_camera / length[..., None])[..., None])[..., 0]
+    rotation = cameras.camera_to_world[..., None, :3, :3]
+    directions = (in_camera / length[..., None]) @ rotation.transpose(-1, -2)
     origins = cameras.camera_to_world[..., None, None, :3, 3].expand_as(directions)
     return RayGrid(origins, directions, 1.0 / (fx * length))
+
+
+def _cell_centres(num: int, like: Tensor) -> Tensor:
+    """0.5, 1.5, ...; by linspace, whose rounding in bfloat16 is part of the official regime (spec 1.10)."""
+    return torch.linspace(0, num - 1, num, device=like.device, dtype=like.dtype) + 0.5
 
 
 def plucker_map(rays: RayGrid) -> Float[Tensor, "*batch h w 6"]:

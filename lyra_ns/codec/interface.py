@@ -6,7 +6,7 @@ Shape letters: N videos, L frames (8k + 1), T latent frames (k + 1), C latent ch
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -46,6 +46,7 @@ class VideoLatentSpec:
         return (latent_frames - 1) * self.temporal_stride + 1
 
 
+@runtime_checkable
 class VideoCodec(Protocol):
     """A frozen pair of encoder and decoder. Implementations are plain objects, never submodules of a model."""
 

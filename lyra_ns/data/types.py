@@ -5,8 +5,9 @@ Shape letters: B scenes, V trajectories, L frames, M target views, C T h w laten
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from lyra_ns.cameras import CameraPath
 
 
+@runtime_checkable
 class Clip(Protocol):
     """One trajectory of a scene. Cameras are at hand; everything heavy is read when asked for."""
 
@@ -30,12 +32,12 @@ class Clip(Protocol):
         """Latents in diffusion space; FileNotFoundError if the clip has none."""
         ...
 
-    def rgb(self) -> UInt8[Tensor, "L 3 H W"]:
-        """The stored frames (lossy mp4)."""
+    def rgb(self, frames: Sequence[int] | None = None) -> UInt8[Tensor, "L 3 H W"]:
+        """The stored frames (lossy mp4), all or those at ascending positions."""
         ...
 
-    def depth(self) -> Float[Tensor, "L H W"]:
-        """z-depth, 0 where unknown; FileNotFoundError if the clip has none."""
+    def depth(self, frames: Sequence[int] | None = None) -> Float[Tensor, "L H W"]:
+        """z-depth, 0 where unknown, of all frames or the given ones; FileNotFoundError if the clip has none."""
         ...
 
     def has(self, what: str) -> bool:
@@ -81,3 +83,5 @@ class SceneBatch:
     """Moment that the Gaussians should show, 0 to 1 (dynamic scenes)."""
     is_dynamic: bool = False
     """Whether the time embeddings are used."""
+    target_ids: list[list[tuple[int, int]]] | None = None
+    """Trajectory id and frame of each target (held-out paths count from `NOVEL_FIRST_ID`)."""

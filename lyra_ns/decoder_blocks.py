@@ -1,0 +1,178 @@
+"""The parts of the decoder, from patches to Gaussian cells, with the module names of the official state dict.
+
+Shape letters: M videos (scenes times views), C latent channels, T latent frames, h w latent cells, L frames,
+B scenes, N tokens, E width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lyra_ns.decoder_config import DecoderConfig
+from lyra_ns.gaussians import NUM_RAW_CHANNELS
+from lyra_ns.ssd import ScanBackend, ScanWeights
+
+
+class PatchEmbedding(nn.Module):
+    """Tokens of non-overlapping patches of one latent frame."""
+
+    def __init__(self, in_channels: int, width: int, patch_size: int) -> None:
+        super().__init__()
+        patch = (1, patch_size, patch_size)
+        self.proj = nn.Conv3d(in_channels, width, patch, stride=patch)
+        self.norm = nn.LayerNorm(width)  # eps 1e-5, unlike the norms of the blocks
+
+    def forward(self, latents: Float[Tensor, "M C T h w"]) -> Float[Tensor, "M N E"]:
+        """Tokens in the order frame, row, column; a matrix product in place of the slower convolution."""
+        size = self.proj.kernel_size[-1]
+        patches = latents.unflatten(4, (-1, size)).unflatten(3, (-1, size))  # [M, C, T, rows, p, columns, p]
+        patches = patches.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(1, 3)
+        return self.norm(functional.linear(patches, self.proj.weight.flatten(1), self.proj.bias))
+
+
+class DirectedScan(nn.Module):
+    """The own weights of one direction of a Mamba-2 layer."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        inner, num_heads = config.inner_width, config.inner_width // config.head_dim
+        channels = inner + 2 * config.state_size
+        self.conv1d = nn.Conv1d(channels, channels, config.conv_size, groups=channels)
+        self.dt_bias = nn.Parameter(_initial_step_bias(num_heads))
+        self.A_log = nn.Parameter(torch.empty(num_heads).uniform_(1.0, 16.0).log())
+        self.D = nn.Parameter(torch.ones(num_heads))
+        self.norm = nn.RMSNorm(inner, eps=1e-5)
+
+    def weights(self) -> ScanWeights:
+        """The weights as the scan takes them."""
+        bias = self.conv1d.bias
+        assert bias is not None
+        return ScanWeights(
+            conv_weight=self.conv1d.weight[:, 0],
+            conv_bias=bias,
+            step_bias=self.dt_bias,
+            decay=-torch.exp(self.A_log),
+            skip=self.D,
+            norm_weight=self.norm.weight,
+        )
+
+
+def _initial_step_bias(num_heads: int) -> Tensor:
+    """Inverse softplus of steps drawn between 1e-3 and 0.1, evenly in their logarithm."""
+    step = torch.exp(torch.empty(num_heads).uniform_(math.log(1e-3), math.log(0.1))).clamp(min=1e-4)
+    return step + torch.log(-torch.expm1(-step))
+
+
+class BidirectionalMamba(nn.Module):
+    """Two scans over the whole sequence, one of them backwards; their sum is projected back."""
+
+    def __init__(self, config: DecoderConfig, scan: ScanBackend) -> None:
+        super().__init__()
+        inner = config.inner_width
+        projected = 2 * inner + 2 * config.state_size + inner // config.head_dim
+        self.in_proj = nn.Linear(config.width, projected, bias=False)
+        self.mamba_scans = nn.ModuleList([DirectedScan(config) for _ in range(2)])
+        self.out_proj = nn.Linear(inner, config.width, bias=False)
+        self.scan = scan
+
+    def forward(self, tokens: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
+        """Update of the tokens."""
+        forwards, backwards = self.mamba_scans
+        projected = self.in_proj(tokens)
+        scanned = self.scan(projected, forwards.weights())
+        scanned = scanned + self.scan(projected.flip(1), backwards.weights()).flip(1)
+        return self.out_proj(scanned)
+
+
+class MambaBlock(nn.Module):
+    """A bidirectional Mamba-2 layer behind a norm, with residual and without perceptron."""
+
+    def __init__(self, config: DecoderConfig, scan: ScanBackend) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(config.width, eps=1e-5)
+        self.mamba = BidirectionalMamba(config, scan)
+
+    def forward(self, tokens: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
+        """The tokens after the block."""
+        return tokens + self.mamba(self.norm(tokens))
+
+
+class Attention(nn.Module):
+    """Full attention among all tokens, without positions."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
+        """Update of the tokens."""
+        qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+
+class Perceptron(nn.Module):
+    """Two linear layers around a GELU."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, tokens: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
+        """Update of the tokens."""
+        return self.fc2(functional.gelu(self.fc1(tokens)))
+
+
+class TransformerBlock(nn.Module):
+    """Attention and perceptron, each behind a norm and with residual."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
+        self.attn = Attention(config.width, config.num_heads)
+        self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
+        self.mlp = Perceptron(config.width, config.width * config.mlp_ratio)
+
+    def forward(self, tokens: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
+        """The tokens after the block."""
+        tokens = tokens + self.attn(self.norm1(tokens))
+        return tokens + self.mlp(self.norm2(tokens))
+
+
+class GaussianDeconvolution(nn.ConvTranspose3d):
+    """Tokens back to frames and cells: a transposed convolution with the values of its parent class.
+
+    Spatially its patches do not overlap and in time neighbours share one frame, so that one matrix product
+    and one addition replace the general kernel, which is slow at these sizes.
+    """
+
+    def __init__(self, width: int, temporal_stride: int, cells_per_token: int) -> None:
+        stride = (temporal_stride, cells_per_token, cells_per_token)
+        kernel = (temporal_stride + 1, cells_per_token, cells_per_token)
+        super().__init__(width, NUM_RAW_CHANNELS, kernel, stride, padding=(temporal_stride // 2, 0, 0))
+
+    def forward(  # type: ignore[override]
+        self, tokens: Float[Tensor, "M T rows columns E"]
+    ) -> Float[Tensor, "M L H W 12"]:
+        """Raw channels of every frame and cell."""
+        stride = self.stride[0]
+        # [E, 12, taps, k, k] -> [E, taps k k 12]: channels last, as the head reads them.
+        weight = self.weight.permute(0, 2, 3, 4, 1).flatten(1)
+        patches = (tokens @ weight).unflatten(-1, (*self.kernel_size, NUM_RAW_CHANNELS))
+        patches = patches.permute(0, 1, 4, 2, 5, 3, 6, 7)  # [M, T, taps, rows, k, columns, k, 12]
+        # The last tap of a token falls on the first frame of the next one.
+        carried = functional.pad(patches[:, :-1, -1:], (0,) * 12 + (1, 0))
+        frames = torch.cat([patches[:, :, :1] + carried, patches[:, :, 1:-1]], 2)
+        frames = frames.flatten(1, 2).flatten(2, 3).flatten(3, 4)
+        num_frames = stride * (tokens.shape[1] - 1) + 1
+        first = self.padding[0]
+        return frames[:, first : first + num_frames] + self.bias

@@ -1,0 +1,327 @@
+"""The Mamba-2 scan (state space duality) in three forms with equal values and gradients.
+
+One scan takes the projected tokens [gate | x | B | C | dt] through a causal depthwise convolution, SiLU, the
+linear recurrence
+
+    h_t = exp(dt_t A) h_{t-1} + dt_t x_t (x) B_t        y_t = h_t C_t + D x_t
+
+the gate SiLU(z) and a root-mean-square norm (gate first): what `mamba_split_conv1d_scan_combined` of
+mamba-ssm computes (lyra_decoder.md 1.4). `reference` is the recurrence itself and the truth for the others;
+`chunked` does the same with matrix products; `mamba_ssm` calls the Triton kernels. The step dt, the decay and
+the states are float32 (float64 for float64 tokens) in both torch forms; the kernels hand states from chunk to
+chunk in the type of the tokens.
+
+The paper's A, B, C, D and dt are called decay, write, read, skip and step here. Shape letters: B batch,
+N tokens, H heads, P channels of a head, I = H P inner channels, G groups that share write and read, S state
+size, Q tokens of a chunk, n chunks, K taps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+ScanName = Literal["auto", "reference", "chunked", "mamba_ssm"]
+
+TORCH_CHUNK = 64
+"""Tokens of a chunk in torch: a matter of speed only (fastest of 32 to 256 on CPU)."""
+KERNEL_CHUNK = 256
+"""Tokens of a chunk in the Triton kernels, the official number."""
+
+
+@dataclass(frozen=True)
+class ScanWeights:
+    """The weights of one scan."""
+
+    conv_weight: Float[Tensor, "channels K"]
+    """Causal depthwise taps over x, B and C; the last tap meets the current token."""
+    conv_bias: Float[Tensor, " channels"]
+    """Bias of the convolution; channels = I + 2 G S."""
+    step_bias: Float[Tensor, " H"]
+    """Added to the raw step before the softplus (dt_bias)."""
+    decay: Float[Tensor, " H"]
+    """Negative rate at which the state of a head fades (A)."""
+    skip: Float[Tensor, " H"]
+    """Share of the input that bypasses the state (D)."""
+    norm_weight: Float[Tensor, " I"]
+    """Gain of the gated norm."""
+    num_groups: int = 1
+    """Heads of one group share write and read vectors, and the norm runs over one group."""
+    eps: float = 1e-5
+    """Floor of the mean square in the norm."""
+
+    @property
+    def num_heads(self) -> int:
+        """H."""
+        return self.step_bias.shape[0]
+
+    @property
+    def inner_size(self) -> int:
+        """I, the channels of gate, x and result."""
+        return self.norm_weight.shape[0]
+
+
+StateScan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(x [B,N,H,P], step [B,N,H], decay [H], write [B,N,G,S], read [B,N,G,S]) -> y [B,N,H,P], without skip."""
+
+
+def recurrent_states(
+    x: Float[Tensor, "B N H P"],
+    step: Float[Tensor, "B N H"],
+    decay: Float[Tensor, " H"],
+    write: Float[Tensor, "B N G S"],
+    read: Float[Tensor, "B N G S"],
+) -> Float[Tensor, "B N H P"]:
+    """What the states read out, token after token."""
+    heads_per_group = x.shape[2] // write.shape[2]
+    write = write.repeat_interleave(heads_per_group, 2)
+    read = read.repeat_interleave(heads_per_group, 2)
+    fade = torch.exp(step * decay)
+    state = x.new_zeros(x.shape[0], *x.shape[2:], write.shape[-1])
+    outputs = []
+    for token in range(x.shape[1]):
+        update = (step[:, token, :, None] * x[:, token])[..., None] * write[:, token, :, None]
+        state = fade[:, token, :, None, None] * state + update
+        outputs.append((state * read[:, token, :, None]).sum(-1))
+    return torch.stack(outputs, 1)
+
+
+class _PassStates(torch.autograd.Function):
+    """States before each chunk from what every chunk adds [B, n, H, S, P] and how much it keeps [B, n, H].
+
+    Written out by hand because autograd would keep a copy of the whole tensor for every chunk.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, added: Tensor, kept: Tensor) -> Tensor:
+        before = torch.empty_like(added)
+        state = torch.zeros_like(added[:, 0])
+        for chunk in range(added.shape[1]):
+            before[:, chunk] = state
+            state = torch.addcmul(added[:, chunk], state, kept[:, chunk, :, None, None])
+        ctx.save_for_backward(before, kept)
+        return before
+
+    @staticmethod
+    def backward(ctx: Any, grad_before: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        before, kept = ctx.saved_tensors
+        grad_added, grad_kept = torch.empty_like(before), torch.empty_like(kept)
+        grad_state = torch.zeros_like(before[:, 0])
+        for chunk in range(before.shape[1] - 1, -1, -1):
+            grad_added[:, chunk] = grad_state
+            grad_kept[:, chunk] = (grad_state * before[:, chunk]).sum((-1, -2))
+            grad_state = torch.addcmul(grad_before[:, chunk], grad_state, kept[:, chunk, :, None, None])
+        return grad_added, grad_kept
+
+
+def chunked_states(
+    x: Float[Tensor, "B N H P"],
+    step: Float[Tensor, "B N H"],
+    decay: Float[Tensor, " H"],
+    write: Float[Tensor, "B N G S"],
+    read: Float[Tensor, "B N G S"],
+    chunk: int = TORCH_CHUNK,
+) -> Float[Tensor, "B N H P"]:
+    """What the states read out, with matrix products inside chunks and a short recurrence between them."""
+    num_tokens, num_heads, num_groups = x.shape[1], x.shape[2], write.shape[2]
+    x, step, write, read = (_into_chunks(tensor, chunk) for tensor in (x, step, write, read))
+    elapsed = torch.cumsum(step * decay, 2).transpose(2, 3)  # [B, n, H, Q], logarithm of what is left
+    x = (x * step[..., None]).transpose(2, 3)  # [B, n, H, Q, P]
+    write, read = write.transpose(2, 3), read.transpose(2, 3)  # [B, n, G, Q, S]
+
+    within = (read @ write.mT).unsqueeze(3) * _decay_between_tokens(elapsed).unflatten(2, (num_groups, -1))
+    outputs = within.flatten(2, 3) @ x
+
+    until_end = torch.exp(elapsed[..., -1:] - elapsed)
+    added = _ungroup(write.mT @ _group(x * until_end[..., None], num_groups), num_heads)
+    before = _PassStates.apply(added, torch.exp(elapsed[..., -1]))
+    from_before = _ungroup(read @ _group(before, num_groups), num_heads)
+    outputs = outputs + from_before * torch.exp(elapsed)[..., None]
+    return outputs.transpose(2, 3).flatten(1, 2)[:, :num_tokens]
+
+
+def _into_chunks(tensor: Tensor, chunk: int) -> Tensor:
+    """[B, N, ...] as [B, n, chunk, ...], filled up with zeros (a zero step leaves the state alone)."""
+    missing = -tensor.shape[1] % chunk
+    if missing:
+        tensor = functional.pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, missing))
+    return tensor.unflatten(1, (-1, chunk))
+
+
+def _decay_between_tokens(elapsed: Float[Tensor, "B n H Q"]) -> Float[Tensor, "B n H Q Q"]:
+    """How much of token j's update is left at token i >= j of the same chunk; zero above the diagonal."""
+    future = torch.ones(elapsed.shape[-1], elapsed.shape[-1], dtype=torch.bool, device=elapsed.device).triu(1)
+    # Mask the exponent, not the result: exp of the masked half overflows and its gradient would be NaN.
+    return torch.exp((elapsed[..., :, None] - elapsed[..., None, :]).masked_fill(future, -torch.inf))
+
+
+def _group(tensor: Tensor, num_groups: int) -> Tensor:
+    """[B, n, H, R, P] as [B, n, G, R, (H/G) P], so that heads of a group share one matrix product."""
+    return tensor.unflatten(2, (num_groups, -1)).transpose(3, 4).flatten(4)
+
+
+def _ungroup(tensor: Tensor, num_heads: int) -> Tensor:
+    """[B, n, G, R, (H/G) P] as [B, n, H, R, P]."""
+    heads_per_group = num_heads // tensor.shape[2]
+    return tensor.unflatten(4, (heads_per_group, -1)).transpose(3, 4).flatten(2, 3)
+
+
+def scan_in_torch(
+    projected: Float[Tensor, "B N projected"], weights: ScanWeights, state_scan: StateScan
+) -> Float[Tensor, "B N I"]:
+    """One whole scan around `state_scan`, computed in float32 or better, in the dtype of `projected`."""
+    compute = torch.promote_types(projected.dtype, torch.float32)
+    inner, heads, groups = weights.inner_size, weights.num_heads, weights.num_groups
+    with torch.autocast(projected.device.type, enabled=False):
+        gate, channels, step = projected.to(compute).split([inner, weights.conv_bias.shape[0], heads], -1)
+        channels = _convolve(channels, weights.conv_weight.to(compute), weights.conv_bias.to(compute))
+        state_channels = (channels.shape[-1] - inner) // 2
+        x, write, read = channels.split([inner, state_channels, state_channels], -1)
+        x = x.unflatten(-1, (heads, -1))
+        y = state_scan(
+            x,
+            functional.softplus(step + weights.step_bias.to(compute)),
+            weights.decay.to(compute),
+            write.unflatten(-1, (groups, -1)),
+            read.unflatten(-1, (groups, -1)),
+        )
+        y = (y + x * weights.skip.to(compute)[:, None]).flatten(2)
+        return _gated_norm(y, gate, weights).to(projected.dtype)
+
+
+def _convolve(
+    channels: Float[Tensor, "B N channels"],
+    weight: Float[Tensor, "channels K"],
+    bias: Float[Tensor, " channels"],
+) -> Float[Tensor, "B N channels"]:
+    """Causal depthwise convolution over the tokens, then SiLU."""
+    padded = functional.pad(channels.transpose(1, 2), (weight.shape[1] - 1, 0))
+    return functional.silu(
+        functional.conv1d(padded, weight[:, None], bias, groups=weight.shape[0]).transpose(1, 2)
+    )
+
+
+def _gated_norm(
+    y: Float[Tensor, "B N I"], gate: Float[Tensor, "B N I"], weights: ScanWeights
+) -> Float[Tensor, "B N I"]:
+    """Gate first, then a root-mean-square norm over each group of channels."""
+    y = (y * functional.silu(gate)).unflatten(-1, (weights.num_groups, -1))
+    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + weights.eps)
+    return y.flatten(-2) * weights.norm_weight.to(y.dtype)
+
+
+class _ContiguousGradient(torch.autograd.Function):
+    """The identity; hands on a contiguous gradient, which the kernels demand (that of a sum is expanded)."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient.contiguous()
+
+
+def scan_in_kernels(
+    projected: Float[Tensor, "B N projected"], weights: ScanWeights
+) -> Float[Tensor, "B N I"]:
+    """One whole scan in the Triton kernels of mamba-ssm; fused as a whole if causal-conv1d is there too."""
+    from mamba_ssm.ops.triton import ssd_combined
+
+    if ssd_combined.causal_conv1d_fwd_function is None:
+        return scan_in_torch(projected, weights, _kernel_states)
+    scanned = ssd_combined.mamba_split_conv1d_scan_combined(
+        projected.contiguous(),
+        weights.conv_weight.to(projected.dtype),
+        weights.conv_bias.to(projected.dtype),
+        weights.step_bias.float(),
+        weights.decay.float(),
+        weights.skip.float(),
+        chunk_size=KERNEL_CHUNK,
+        activation="silu",
+        rmsnorm_weight=weights.norm_weight.float(),
+        rmsnorm_eps=weights.eps,
+        headdim=weights.inner_size // weights.num_heads,
+        ngroups=weights.num_groups,
+        norm_before_gate=False,
+    )
+    return _ContiguousGradient.apply(scanned)
+
+
+def _kernel_states(x: Tensor, step: Tensor, decay: Tensor, write: Tensor, read: Tensor) -> Tensor:
+    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+
+    outputs = mamba_chunk_scan_combined(x, step, decay, write, read, chunk_size=KERNEL_CHUNK)
+    return _ContiguousGradient.apply(outputs)
+
+
+@dataclass(frozen=True)
+class ScanBackend:
+    """Which form of the scan runs on which device; made by `choose_scan_backend`."""
+
+    on_cpu: ScanName
+    """Form for tensors in main memory."""
+    on_cuda: ScanName
+    """Form for tensors on a CUDA device."""
+    reason: str
+    """Why, for logs."""
+
+    def __call__(
+        self, projected: Float[Tensor, "B N projected"], weights: ScanWeights
+    ) -> Float[Tensor, "B N I"]:
+        """One whole scan over `projected` [gate I | x I | B G S | C G S | dt H]."""
+        form = self.on_cuda if projected.is_cuda else self.on_cpu
+        if form == "mamba_ssm":
+            if not projected.is_cuda:
+                raise ValueError("the scan backend mamba_ssm needs CUDA tensors, found the CPU: choose auto")
+            return scan_in_kernels(projected, weights)
+        return scan_in_torch(projected, weights, recurrent_states if form == "reference" else chunked_states)
+
+
+def choose_scan_backend(name: ScanName = "auto") -> ScanBackend:
+    """The backend `name`, or with auto the fastest form for each device; ValueError if it cannot run here."""
+    if name in ("reference", "chunked"):
+        return ScanBackend(name, name, "as asked")
+    obstacle = _why_no_mamba_ssm()
+    if name == "mamba_ssm":
+        if obstacle:
+            raise ValueError(
+                f"the scan backend mamba_ssm cannot run here ({obstacle}): pip install 'lyra-ns[cuda]' on a "
+                "CUDA machine, or choose the backend auto or chunked"
+            )
+        return ScanBackend(name, name, "as asked")
+    if name != "auto":
+        raise ValueError(f"the scan backend must be auto, reference, chunked or mamba_ssm, found {name!r}")
+    if obstacle:
+        return ScanBackend("chunked", "chunked", obstacle)
+    return ScanBackend("chunked", "mamba_ssm", "mamba-ssm imports")
+
+
+def describe_scan_backend(backend: ScanBackend) -> str:
+    """One line for logs that names the form in use on each device and why."""
+    if backend.on_cpu == backend.on_cuda:
+        return f"Mamba-2 scan: {backend.on_cpu} ({backend.reason})"
+    return f"Mamba-2 scan: {backend.on_cuda} on CUDA, {backend.on_cpu} on CPU ({backend.reason})"
+
+
+@cache
+def _why_no_mamba_ssm() -> str:
+    """What keeps the Triton kernels from running, empty if nothing does."""
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    try:
+        import mamba_ssm.ops.triton.ssd_combined  # noqa: F401
+    except (
+        ImportError,
+        OSError,
+        RuntimeError,
+    ) as error:  # a wheel built for another torch fails in many ways
+        return f"mamba-ssm does not import: {error}"
+    return ""

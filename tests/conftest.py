@@ -1,0 +1,47 @@
+"""What every test runs under: shapes checked at run time in the rooms of mathematics, GPU tests on GPUs only."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+# Set before torch is loaded: idle threads that spin starve the other workers on small machines.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+CHECKED_ROOMS = (
+    "cameras",
+    "gaussians",
+    "ssd",
+    "decoder",
+    "decoder_graphs",
+    "conditioning",
+    "checkpoints",
+    "losses",
+    "perceptual",
+    "trajectories",
+    "rendering",
+    "codec",
+    "data",
+    "evaluation",
+    "export",
+)
+
+# Stays installed for the whole session: rooms may be imported late, inside a test.
+install_import_hook([f"lyra_ns.{room}" for room in CHECKED_ROOMS], "beartype.beartype")
+# For tests/golden.py, the one helper; at the end, so that the installed package is never shadowed.
+sys.path.append(str(Path(__file__).parent))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked `gpu` where there is no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
