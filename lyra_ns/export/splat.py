@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch.nn import functional
 
-from lyra_ns.export.atomic import whole_file
+from lyra_ns.data.files import write_whole
 from lyra_ns.export.checks import require_exportable
 from lyra_ns.gaussians import Gaussians
 
@@ -31,5 +31,4 @@ def save_splat(gaussians: Gaussians, path: Path) -> None:
     rows["rgba"][:, 3] = (gaussians.opacities.clamp(0, 1) * 255).round().numpy()
     unit = functional.normalize(gaussians.quats, dim=-1)
     rows["quat"] = (unit * 128 + 128).round().clamp(0, 255).numpy()
-    with whole_file(path) as partial:
-        partial.write_bytes(rows.tobytes())
+    write_whole(path, rows.tobytes())
