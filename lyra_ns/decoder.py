@@ -133,7 +133,9 @@ class LatentGaussianDecoder(nn.Module):
         with torch.autocast(
             device_type, torch.bfloat16, self._uses_autocast(device_type), cache_enabled=False
         ):
-            tokens = self.trunk(self.embed(latents, plucker, time))
+            tokens = self.embed(latents, plucker, time)
+            # The stream between the blocks keeps the precision of the weights under autocast, too.
+            tokens = self.trunk(tokens.to(self.enc_norm.weight.dtype))
         with torch.autocast(device_type, enabled=False):
             return self.head(tokens, latents.shape)
 

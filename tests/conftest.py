@@ -1,4 +1,4 @@
-"""What every test runs under: shapes checked at run time in the rooms of mathematics, GPU tests on GPUs only."""
+"""What every test runs under: shapes checked at run time in the rooms of mathematics."""
 
 from __future__ import annotations
 

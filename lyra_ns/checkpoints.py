@@ -1,0 +1,163 @@
+"""Decoders on disk: our own file (safetensors with the configuration inside) and the official containers.
+
+An official file holds no configuration, so it is read with the official one unless another is given; in
+particular `DecoderConfig(use_time=True)` must be given for the dynamic model, whose tensors are the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
+from lyra_ns.gaussians import GaussianHeadConfig
+
+FORMAT = "lyra_ns decoder"
+FORMAT_VERSION = "1"
+MACHINE_FIELDS = ("trunk_dtype", "ssd_backend", "recompute_blocks")
+"""Fields that say how to compute on one machine, not what: they are not stored."""
+NUM_LISTED = 5
+"""Names of each kind that an error lists before it says how many more there are."""
+
+StoredDtype = Literal["float32", "bfloat16", "float16"]
+
+
+def load_decoder(path: str | Path, config: DecoderConfig | None = None) -> LatentGaussianDecoder:
+    """The decoder stored at `path`, on the CPU with float32 weights (bfloat16 for `parity`).
+
+    A .safetensors file brings its configuration, any other file is read as an official checkpoint. A given
+    `config` replaces either. FileNotFoundError, or ValueError if the file is damaged or its tensors do not fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no decoder at {path}: give the path of a .safetensors or official .pt file")
+    if path.suffix == ".safetensors":
+        stored_config, tensors = _read_own(path)
+        config = config or stored_config
+    else:
+        config, tensors = config or DecoderConfig(), _read_official(path)
+    decoder = LatentGaussianDecoder(config)
+    _check_tensors(path, tensors, decoder.state_dict())
+    decoder.load_state_dict(tensors)
+    return decoder
+
+
+def save_decoder(decoder: LatentGaussianDecoder, path: str | Path, dtype: StoredDtype = "float32") -> Path:
+    """Writes the decoder as one safetensors file, whole or not at all, and returns its path."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"a decoder is saved as a .safetensors file, found {path.name}")
+    kind = getattr(torch, dtype)
+    tensors = {key: value.detach().cpu().to(kind).contiguous() for key, value in decoder.state_dict().items()}
+    metadata = {"format": FORMAT, "version": FORMAT_VERSION, "config": _config_to_json(decoder.config)}
+    _write_atomically(path, save(tensors, metadata))
+    return path
+
+
+def _config_to_json(config: DecoderConfig) -> str:
+    stored = {key: value for key, value in asdict(config).items() if key not in MACHINE_FIELDS}
+    return json.dumps(stored, sort_keys=True)
+
+
+def _config_from_json(path: Path, text: str) -> DecoderConfig:
+    """The configuration in a file; a field younger than the file keeps its default, which changes nothing."""
+    stored: dict[str, Any] = json.loads(text)
+    head: dict[str, Any] = stored.pop("head", {})
+    known = {field.name for field in fields(DecoderConfig)}
+    known_head = {field.name for field in fields(GaussianHeadConfig)}
+    unknown = sorted((stored.keys() - known) | (head.keys() - known_head))
+    if unknown:
+        raise ValueError(
+            f"{path} has settings that this version does not know ({', '.join(unknown)}): update lyra-ns"
+        )
+    return replace(DecoderConfig(**stored), head=GaussianHeadConfig(**head))
+
+
+def _read_own(path: Path) -> tuple[DecoderConfig, dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT or metadata.get("version") != FORMAT_VERSION:
+                raise ValueError(
+                    f"{path} is no decoder of format version {FORMAT_VERSION}, its header says "
+                    f"{metadata.get('format')!r} version {metadata.get('version')!r}: give a file that "
+                    "save_decoder wrote"
+                )
+        return _config_from_json(path, metadata["config"]), load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): copy or download it again") from error
+
+
+def _read_official(path: Path) -> dict[str, Tensor]:
+    """The tensors of {"module": ...}, {"state_dict": ...} or a bare state dict, "module." cut off names."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises anything from EOFError to UnpicklingError for a bad file
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint of plain tensors ({_first_line(error)}): download it "
+            "again, and do not trust a file that holds code"
+        ) from error
+    for container in ("module", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(container), dict):
+            content = content[container]
+            break
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(
+            f"{path} holds no state dict: expected tensors by name at the top, under 'module' or under "
+            "'state_dict'"
+        )
+    return {key.removeprefix("module."): value for key, value in content.items()}
+
+
+def _check_tensors(path: Path, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """ValueError with missing, unexpected and misshapen tensors, a few names each."""
+    misshapen = [
+        f"{key} {list(found[key].shape)} instead of {list(expected[key].shape)}"
+        for key in sorted(found.keys() & expected.keys())
+        if found[key].shape != expected[key].shape
+    ]
+    problems = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "of another shape": misshapen,
+    }
+    parts = [f"{len(names)} {kind} ({_shorten(names)})" for kind, names in problems.items() if names]
+    if parts:
+        raise ValueError(
+            f"{path} does not fit the decoder's {len(expected)} tensors: {'; '.join(parts)}. Is the "
+            "DecoderConfig the one that it was trained with?"
+        )
+
+
+def _shorten(names: list[str]) -> str:
+    more = len(names) - NUM_LISTED
+    return ", ".join(names[:NUM_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    """The file appears under its name only once it is whole on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
