@@ -23,6 +23,7 @@ from lyra_ns.cameras import CameraPath, project
 from lyra_ns.data.files import write_whole
 from lyra_ns.export.checks import require_exportable
 from lyra_ns.gaussians import Gaussians
+from lyra_ns.rendering.types import Response
 
 SCRIPTS = ("viewer_camera.js", "viewer_splats.js", "viewer.js")
 """Our viewer, in the order in which its parts are joined."""
@@ -40,12 +41,14 @@ def save_html(
     reference: CameraPath,
     title: str = "Lyra",
     max_splats: int = DEFAULT_MAX_SPLATS,
+    response: Response = "ray3d",
     sway_radians: float = 0.06,
 ) -> int:
     """Number of splats in the page written to `path`, which starts at the single camera `reference`.
 
     The scene [G] keeps its `max_splats` most opaque Gaussians. The view orbits the median depth that the
-    reference camera sees, and sways by `sway_radians` until it is touched. Sets window.lyra = {ready, error,
+    reference camera sees, and sways by `sway_radians` until it is touched. `response` should be the one that the
+    scene was made for (see RenderSettings). Sets window.lyra = {ready, error,
     numSplats} for tests; "#still" after the address stops the sway.
     """
     require_exportable(gaussians)
@@ -64,6 +67,7 @@ def save_html(
     )
     scene = {
         "logScale": [smallest, step],
+        "alongRay": response == "ray3d",
         "rotation": reference.camera_to_world[:3, :3].tolist(),
         "centre": reference.camera_to_world[:3, 3].tolist(),
         "depth": centre_depth(gaussians, reference),

@@ -34,7 +34,7 @@ class _VertexTable:
 def read_vertices(path: Path) -> dict[str, np.ndarray]:
     """Columns of the vertex element by property name.
 
-    FileNotFoundError without the file; ValueError if it is no PLY, is cut short or starts with other elements.
+    FileNotFoundError without the file; ValueError if it is no PLY, is cut short or starts with others.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no PLY file at {path}: export one first, or check the path")

@@ -37,7 +37,7 @@ function start() {
     wanted = true;
     requestAnimationFrame(frame);
   };
-  const splats = new SplatRenderer(gl, embeddedWords(), scene.logScale, wake);
+  const splats = new SplatRenderer(gl, embeddedWords(), scene, wake);
   window.lyra.numSplats = splats.count;
 
   const frame = (time) => {

@@ -12,9 +12,11 @@ uniform vec3 translation;
 uniform vec4 intrinsics;
 uniform vec2 viewport;
 uniform vec2 logScale; // smallest, step
+uniform bool alongRay;
 in uint index;
-out vec4 colour;
-out vec2 offset;
+flat out vec4 colour;
+flat out vec3 missByX, missByY, path, pathByX, pathByY;
+out vec2 offset; // pixels from the centre
 
 vec3 tens(uint bits) {
   return vec3(uvec3(bits, bits >> 10, bits >> 20) & 1023u);
@@ -36,15 +38,39 @@ mat3 rotationFrom(uint bits) {
 }
 
 // Covariance on the image, in square pixels: xx, xy, yy. The bounds keep splats beside the image from blowing up.
-vec3 projectedCovariance(vec3 p, mat3 turn, vec3 scale) {
+vec3 projectedCovariance(vec3 p, mat3 axes, vec3 scale) {
   vec2 focal = intrinsics.xy, margin = 0.15 * viewport / focal;
   vec2 low = -intrinsics.zw / focal - margin, high = (viewport - intrinsics.zw) / focal + margin;
   vec2 slope = clamp(p.xy / p.z, low, high);
-  mat3 axes = worldToCamera * turn;
-  axes = mat3(axes[0] * scale.x, axes[1] * scale.y, axes[2] * scale.z);
-  vec3 x = (vec3(axes[0].x, axes[1].x, axes[2].x) - slope.x * vec3(axes[0].z, axes[1].z, axes[2].z)) * focal.x / p.z;
-  vec3 y = (vec3(axes[0].y, axes[1].y, axes[2].y) - slope.y * vec3(axes[0].z, axes[1].z, axes[2].z)) * focal.y / p.z;
+  mat3 rows = transpose(axes); // rows[k]: how much each axis, by its scale, points along x, y, z
+  vec3 x = (rows[0] - slope.x * rows[2]) * scale * focal.x / p.z;
+  vec3 y = (rows[1] - slope.y * rows[2]) * scale * focal.y / p.z;
   return vec3(dot(x, x) + 0.3, dot(x, y), dot(y, y) + 0.3);
+}
+
+// A pixel sees exp(-|miss|^2 / (2 |path|^2)), both vectors linear in the pixel's offset from the centre.
+// On the image: the projected covariance, widened by 0.3 square pixels.
+void respondOnImage(vec3 covariance) {
+  float determinant = covariance.x * covariance.z - covariance.y * covariance.y;
+  float a = sqrt(covariance.z / max(determinant, 0.09));
+  missByX = vec3(a, 0.0, 0.0);
+  missByY = vec3(-a * covariance.y / covariance.z, inversesqrt(covariance.z), 0.0);
+  path = vec3(1.0, 0.0, 0.0);
+  pathByX = pathByY = vec3(0.0);
+}
+
+// Along the ray r, past the centre p: S R^T (r x p) over cof(S) R^T r, in units of the largest scale.
+void respondAlongRay(vec3 p, mat3 axes, vec3 scale) {
+  float largest = max(scale.x, max(scale.y, scale.z));
+  scale = max(scale / largest, 1e-5);
+  vec3 faces = scale.yzx * scale.zxy, ray = p / p.z;
+  mat3 toAxes = transpose(axes);
+  vec2 pixel = 1.0 / intrinsics.xy, share = pixel * p.z / largest;
+  missByX = scale * (toAxes * vec3(0.0, -1.0, ray.y)) * share.x;
+  missByY = scale * (toAxes * vec3(1.0, 0.0, -ray.x)) * share.y;
+  path = faces * (toAxes * ray);
+  pathByX = faces * toAxes[0] * pixel.x;
+  pathByY = faces * toAxes[1] * pixel.y;
 }
 
 void main() {
@@ -53,9 +79,14 @@ void main() {
   uvec3 packed = texelFetch(splats, texel + ivec2(1, 0), 0).rgb;
   vec3 p = worldToCamera * uintBitsToFloat(texelFetch(splats, texel, 0).rgb) + translation;
   colour = vec4(uvec4(packed.x, packed.x >> 8, packed.x >> 16, packed.x >> 24) & 255u) / 255.0;
-  if (p.z < 0.01 || colour.a < 1.0 / 255.0) return;
+  if (p.z < 0.1 || colour.a < 1.0 / 255.0) return;
 
-  vec3 covariance = projectedCovariance(p, rotationFrom(packed.z), exp(logScale.x + logScale.y * tens(packed.y)));
+  mat3 axes = worldToCamera * rotationFrom(packed.z);
+  vec3 scale = exp(logScale.x + logScale.y * tens(packed.y));
+  vec3 covariance = projectedCovariance(p, axes, scale);
+  if (alongRay) respondAlongRay(p, axes, scale);
+  else respondOnImage(covariance);
+
   float middle = 0.5 * (covariance.x + covariance.z);
   float gap = length(vec2(0.5 * (covariance.x - covariance.z), covariance.y));
   vec2 spread = sqrt(vec2(middle + gap, max(middle - gap, 0.05)));
@@ -63,20 +94,22 @@ void main() {
   along = dot(along, along) < 1e-12 ? vec2(1.0, 0.0) : normalize(along);
 
   float reach = sqrt(2.0 * log(max(1.0001, 255.0 * colour.a)));
-  vec2 corner = vec2(gl_VertexID & 1, gl_VertexID >> 1) * 2.0 - 1.0;
-  offset = corner * reach;
-  vec2 shift = offset.x * min(spread.x, 2048.0) * along + offset.y * min(spread.y, 2048.0) * vec2(-along.y, along.x);
-  vec2 pixel = intrinsics.xy * p.xy / p.z + intrinsics.zw + shift;
+  vec2 corner = (vec2(gl_VertexID & 1, gl_VertexID >> 1) * 2.0 - 1.0) * reach * min(spread, 2048.0);
+  offset = corner.x * along + corner.y * vec2(-along.y, along.x);
+  vec2 pixel = intrinsics.xy * p.xy / p.z + intrinsics.zw + offset;
   gl_Position = vec4(pixel / viewport * vec2(2.0, -2.0) + vec2(-1.0, 1.0), 0.0, 1.0);
 }`;
 
 const FRAGMENT_SHADER = `#version 300 es
 precision highp float;
-in vec4 colour;
+flat in vec4 colour;
+flat in vec3 missByX, missByY, path, pathByX, pathByY;
 in vec2 offset;
 out vec4 result;
 void main() {
-  float alpha = min(0.999, colour.a * exp(-0.5 * dot(offset, offset)));
+  vec3 miss = offset.x * missByX + offset.y * missByY;
+  vec3 across = path + offset.x * pathByX + offset.y * pathByY;
+  float alpha = min(0.999, colour.a * exp(-0.5 * dot(miss, miss) / dot(across, across)));
   if (alpha < 1.0 / 255.0) discard;
   result = vec4(colour.rgb * alpha, alpha);
 }`;
@@ -127,13 +160,13 @@ function compile(gl, kind, source) {
 
 class SplatRenderer {
   // `words` holds six 32-bit words for each Gaussian; `sorted` is called when a new order has arrived.
-  constructor(gl, words, logScale, sorted) {
+  constructor(gl, words, { logScale, alongRay }, sorted) {
     this.gl = gl;
     this.count = words.length / 6;
     this.visible = 0;
     this.program = this.link();
     this.uniforms = Object.fromEntries(
-      ["worldToCamera", "translation", "intrinsics", "viewport", "logScale"].map(
+      ["worldToCamera", "translation", "intrinsics", "viewport", "logScale", "alongRay"].map(
         (name) => [name, gl.getUniformLocation(this.program, name)]));
     this.uploadTexture(words);
     this.order = gl.createBuffer();
@@ -143,6 +176,7 @@ class SplatRenderer {
     gl.vertexAttribIPointer(location, 1, gl.UNSIGNED_INT, 0, 0);
     gl.vertexAttribDivisor(location, 1);
     gl.uniform2fv(this.uniforms.logScale, logScale);
+    gl.uniform1i(this.uniforms.alongRay, alongRay);
     gl.enable(gl.BLEND);
     gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
     gl.clearColor(1, 1, 1, 1);
