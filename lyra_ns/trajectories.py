@@ -1,0 +1,165 @@
+"""Camera paths: the six of GEN3C that every scene is seen from, and held-out ones between them.
+
+All start from a camera at the origin that looks along +z at the scene's centre, `centre_depth` away (OpenCV
+axes). Distances are fractions of that depth. Source: lyra_decoder.md 4.3, gen3c_generation.md C.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lyra_ns.cameras import CameraPath, invert_rigid, look_at
+
+SPIRAL_CIRCLES = 2
+"""Turns of the clockwise path."""
+SPIRAL_RADII = (0.15, 0.10)
+"""Horizontal and vertical radius of the clockwise path, per unit of movement distance."""
+HULL_SHARE = 0.9
+"""How far a held-out path may reach towards the faces of the hull of the shortest six paths."""
+NUM_NOVEL_PATHS = 2
+"""Held-out paths: 0 an arc with forward motion, 1 a diagonal sway that drifts along the view axis."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One of the six paths: a straight move along an axis, or a spiral where `axis` is None."""
+
+    name: str
+    """GEN3C's name of the path."""
+    axis: int | None
+    """Axis of a straight move: 0 x (right), 1 y (down), 2 z (forward)."""
+    sign: int
+    """Direction along that axis."""
+    distance_range: tuple[float, float]
+    """Movement distances that the official data draw from, in units of the centre depth."""
+
+
+TRAJECTORIES = (
+    Trajectory("left", 0, -1, (0.2, 0.3)),
+    Trajectory("right", 0, 1, (0.2, 0.3)),
+    Trajectory("up", 1, -1, (0.1, 0.2)),
+    Trajectory("zoom_out", 2, -1, (0.3, 0.4)),
+    Trajectory("zoom_in", 2, 1, (0.3, 0.4)),
+    Trajectory("clockwise", None, 1, (0.4, 0.6)),
+)
+"""The six paths; the index is the folder number on disk."""
+
+
+def trajectory_named(name: str) -> int:
+    """Id of the path called `name`; ValueError names the six."""
+    names = [trajectory.name for trajectory in TRAJECTORIES]
+    if name not in names:
+        raise ValueError(f"expected one of {', '.join(names)} as trajectory, found {name!r}")
+    return names.index(name)
+
+
+def draw_distance(trajectory: int, generator: torch.Generator) -> float:
+    """A movement distance of the path's official range, in units of the centre depth."""
+    low, high = _trajectory(trajectory).distance_range
+    return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
+
+
+def camera_offsets(
+    trajectory: int, distance: float, num_frames: int, centre_depth: float = 1.0
+) -> Float[Tensor, "L 3"]:
+    """Camera positions p_i of a path, float64; frame 0 stands at the origin.
+
+    Straight moves reach (L - 1) / L of `distance`; the spiral closes on its last frame.
+    """
+    path = _trajectory(trajectory)
+    frame = torch.arange(num_frames, dtype=torch.float64)
+    offsets = torch.zeros(num_frames, 3, dtype=torch.float64)
+    if path.axis is not None:
+        offsets[:, path.axis] = path.sign * distance * frame / num_frames
+        return offsets * centre_depth
+    angle = 2 * math.pi * SPIRAL_CIRCLES * frame / max(num_frames - 1, 1)
+    offsets[:, 0] = path.sign * SPIRAL_RADII[0] * distance * (torch.cos(angle) - 1)
+    offsets[:, 1] = SPIRAL_RADII[1] * distance * torch.sin(angle)
+    return offsets * centre_depth
+
+
+def trajectory_path(
+    trajectory: int,
+    distance: float,
+    *,
+    centre_depth: float,
+    num_frames: int,
+    intrinsics: Float[Tensor, " 4"],
+    height: int,
+    width: int,
+    parity: bool = False,
+) -> CameraPath:
+    """Cameras [L] of one of the six paths, all looking at (0, 0, centre_depth).
+
+    With `parity` the poses are GEN3C's own, whose world-to-camera translation is -p where -R p is meant:
+    their true centres R^T p bend towards the scene (gen3c_generation.md C1).
+    """
+    offsets = camera_offsets(trajectory, distance, num_frames, centre_depth)
+    poses = look_at(offsets, offsets.new_tensor([0.0, 0.0, centre_depth]).expand_as(offsets))
+    if parity:
+        world_to_camera = invert_rigid(poses)
+        world_to_camera[:, :3, 3] = -offsets
+        poses = invert_rigid(world_to_camera)
+    return _path(poses, intrinsics, height, width)
+
+
+def novel_path(
+    index: int,
+    generator: torch.Generator,
+    *,
+    centre_depth: float,
+    num_frames: int,
+    intrinsics: Float[Tensor, " 4"],
+    height: int,
+    width: int,
+) -> CameraPath:
+    """Cameras [L] of a held-out path: inside the hull of the six paths, on none of them.
+
+    0 is an arc through the front of the hull, 1 a diagonal sway with a drift along the view axis; side,
+    reach and the point looked at come from `generator`.
+    """
+    if not 0 <= index < NUM_NOVEL_PATHS:
+        raise ValueError(f"expected a held-out path 0..{NUM_NOVEL_PATHS - 1}, found {index}")
+    side, reach, lift, aside, below = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
+    side = 1.0 if side < 0.5 else -1.0
+    along = torch.linspace(0.0, 1.0, num_frames, dtype=torch.float64)
+    if index == 0:
+        angle = (along - 0.5) * math.pi
+        x = side * (0.6 + 0.1 * reach) * torch.sin(angle)
+        z = (0.35 + 0.05 * reach) * torch.cos(angle)
+        y = (0.05 + 0.1 * lift) * torch.ones_like(along)
+    else:
+        x = side * (0.4 + 0.05 * reach) * torch.cos(math.pi * along)
+        y = 0.12 + (0.15 + 0.08 * lift) * torch.sin(math.pi * along).square()
+        z = 0.4 * (along - 0.5)
+    offsets = torch.stack([x, -y, z], -1) * HULL_SHARE * _hull_reach(num_frames) * centre_depth
+    target = [0.1 * (aside - 0.5) * centre_depth, 0.06 * (below - 0.5) * centre_depth, centre_depth]
+    poses = look_at(offsets, offsets.new_tensor(target).expand_as(offsets))
+    return _path(poses, intrinsics, height, width)
+
+
+def _hull_reach(num_frames: int) -> Float[Tensor, " 3"]:
+    """Half axes x, y, z of the octahedron that the shortest straight moves of the official ranges span."""
+    low = torch.tensor([TRAJECTORIES[k].distance_range[0] for k in (0, 2, 3)], dtype=torch.float64)
+    return low * (num_frames - 1) / num_frames
+
+
+def _path(
+    poses: Float[Tensor, "L 4 4"], intrinsics: Float[Tensor, " 4"], height: int, width: int
+) -> CameraPath:
+    """Float32 cameras of one image size with moments from 0 to 1."""
+    num_frames = len(poses)
+    times = torch.linspace(0.0, 1.0, num_frames)
+    return CameraPath(poses.float(), intrinsics.float().expand(num_frames, 4), times, height, width)
+
+
+def _trajectory(trajectory: int) -> Trajectory:
+    """The path of an id, or ValueError."""
+    if not 0 <= trajectory < len(TRAJECTORIES):
+        raise ValueError(f"expected a trajectory 0..{len(TRAJECTORIES) - 1}, found {trajectory}")
+    return TRAJECTORIES[trajectory]
