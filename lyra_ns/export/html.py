@@ -47,9 +47,9 @@ def save_html(
     """Number of splats in the page written to `path`, which starts at the single camera `reference`.
 
     The scene [G] keeps its `max_splats` most opaque Gaussians. The view orbits the median depth that the
-    reference camera sees, and sways by `sway_radians` until it is touched. `response` should be the one that the
-    scene was made for (see RenderSettings). Sets window.lyra = {ready, error,
-    numSplats} for tests; "#still" after the address stops the sway.
+    reference camera sees, and sways by `sway_radians` until it is touched. `response` should be the one that
+    the scene was made for (see RenderSettings). The page sets window.lyra = {ready, error, numSplats} for
+    tests; "#still" after its address stops the sway.
     """
     require_exportable(gaussians)
     if reference.shape != ():

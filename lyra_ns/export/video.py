@@ -42,7 +42,7 @@ def save_video(
     odd_height, odd_width = images.shape[1] % 2, images.shape[2] % 2
     images = np.pad(images, ((0, 0), (0, odd_height), (0, odd_width), (0, 0)), mode="edge")
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4", options={"movflags": "faststart"}) as container:
+    with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = images.shape[1:3]
         stream.pix_fmt = "yuv420p"
