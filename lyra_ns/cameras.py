@@ -169,8 +169,8 @@ def ray_grid(cameras: CameraPath, grid_height: int, grid_width: int) -> RayGrid:
     fx, fy, cx, cy = (scaled.intrinsics[..., k, None, None] for k in range(4))
     like = scaled.intrinsics
     v, u = torch.meshgrid(
-        _cell_centres(grid_height, like),
-        _cell_centres(grid_width, like),
+        cell_centres(grid_height, like),
+        cell_centres(grid_width, like),
         indexing="ij",
     )
     x, y = (u - cx) / fx, (v - cy) / fy
@@ -182,8 +182,11 @@ def ray_grid(cameras: CameraPath, grid_height: int, grid_width: int) -> RayGrid:
     return RayGrid(origins, directions, 1.0 / (fx * length))
 
 
-def _cell_centres(num: int, like: Tensor) -> Tensor:
-    """0.5, 1.5, ...; by linspace, whose rounding in bfloat16 is part of the official regime (spec 1.10)."""
+def cell_centres(num: int, like: Tensor) -> Float[Tensor, " num"]:
+    """0.5, 1.5, ... in the dtype and on the device of `like`.
+
+    By linspace, whose rounding in bfloat16 is part of the official regime (lyra_decoder.md 1.10).
+    """
     return torch.linspace(0, num - 1, num, device=like.device, dtype=like.dtype) + 0.5
 
 

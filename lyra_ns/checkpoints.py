@@ -35,7 +35,7 @@ def load_decoder(path: str | Path, config: DecoderConfig | None = None) -> Laten
     """The decoder stored at `path`, on the CPU with float32 weights (bfloat16 for `parity`).
 
     A .safetensors file brings its configuration, any other file is read as an official checkpoint. A given
-    `config` replaces either. FileNotFoundError, or ValueError if the file is damaged or its tensors do not fit.
+    `config` replaces either. FileNotFoundError; ValueError if the file is damaged or its tensors do not fit.
     """
     path = Path(path)
     if not path.is_file():

@@ -21,9 +21,9 @@ class GraphedDecoder:
     """Runs a decoder through CUDA graphs where that is possible.
 
     No module of its own: the decoder keeps its parameters, names and state dict. Before a second call the
-    backward pass of the first must have run, since all graphs share one memory for activations. The first call
-    of a shape takes seconds (warm-up and capture) and every shape keeps its graph, so draw from few shapes.
-    Changed values of the parameters are seen; after moving or replacing them call `forget`.
+    backward pass of the first must have run, since all graphs share one memory for activations. The first
+    call of a shape takes seconds (warm-up and capture) and every shape keeps its graph, so draw from few
+    shapes. Changed values of the parameters are seen; after moving or replacing them call `forget`.
     """
 
     def __init__(self, decoder: LatentGaussianDecoder, num_warmup_iterations: int = 3) -> None:
@@ -83,7 +83,7 @@ class GraphedDecoder:
 
 
 class _RawChannels(nn.Module):
-    """The decoder's `raw` as the forward pass of a module, which is what can be captured with its parameters."""
+    """The decoder's `raw` as the forward pass of a module, so that its parameters are captured too."""
 
     def __init__(self, decoder: LatentGaussianDecoder) -> None:
         super().__init__()

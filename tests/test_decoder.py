@@ -12,6 +12,7 @@ from lyra_ns.cameras import RayGrid
 from lyra_ns.conditioning import Conditioning
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder, block_kinds
 from lyra_ns.decoder_blocks import GaussianDeconvolution, PatchEmbedding
+from lyra_ns.decoder_graphs import GraphedDecoder
 from lyra_ns.gaussians import num_kept
 
 TINY: dict[str, Any] = {
@@ -359,3 +360,15 @@ def test_config_refuses_sizes_that_do_not_fit() -> None:
     for changes in ({"num_heads": 3}, {"head_dim": 7}, {"cell_size": 5}, {"temporal_stride": 3}):
         with pytest.raises(ValueError, match=r"must"):
             DecoderConfig(**{**TINY, **changes})
+
+
+def test_graphs_are_a_no_op_on_the_cpu() -> None:
+    """Where there is nothing to capture, the wrapper is the decoder, with its gradients."""
+    decoder = tiny()
+    graphed = GraphedDecoder(decoder)
+    latents, conditioning = inputs(decoder)
+    gaussians = graphed(latents, conditioning)
+    assert torch.equal(gaussians.means, decoder(latents, conditioning).means)
+    gaussians.means.sum().backward()
+    assert decoder.deconv.weight.grad is not None
+    assert graphed.num_graphs == 0
