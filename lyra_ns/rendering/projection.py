@@ -32,6 +32,9 @@ THINNEST = 1e-5
 SMALLEST_FOOTPRINT = 1e-6
 """Gaussians below this size in pixels are not drawn along rays, which would have to hit them exactly."""
 
+LARGEST_FOOTPRINT = 1e8
+"""Gaussians above this size in pixels are not drawn: float32 would overflow."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -116,8 +119,10 @@ def _select_seen(
         x, y, z = rotation @ gaussians.means.T + translation
         seen = drawable(gaussians) & (z >= settings.near) & (z <= settings.far)
         seen &= (gaussians.opacities >= MIN_ALPHA) & (torch.maximum(x.abs(), y.abs()) < WIDEST_TANGENT * z)
+        size = gaussians.scales.amax(-1) * view.intrinsics[:2].amax()
+        seen &= size < LARGEST_FOOTPRINT * z
         if response == "ray3d":
-            seen &= gaussians.scales.amax(-1) * view.intrinsics[:2].amin() > SMALLEST_FOOTPRINT * z
+            seen &= size > SMALLEST_FOOTPRINT * z
     chosen = gaussians.select(seen.nonzero()[:, 0])
     return chosen, rotation @ chosen.means.T + translation
 

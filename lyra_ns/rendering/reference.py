@@ -19,14 +19,12 @@ from lyra_ns.rendering.types import MIN_ALPHA, MIN_TRANSMITTANCE, Rendered, Rend
 def render_reference(gaussians: Gaussians, cameras: CameraPath, settings: RenderSettings) -> Rendered:
     """Float64 images of one scene ([G] Gaussians) by cameras [M]; response `auto` is ray3d."""
     views = [_render_view(gaussians, cameras[index], settings) for index in range(cameras.shape[0])]
-    return Rendered(
-        rgb=torch.stack([view.rgb for view in views]),
-        depth=torch.stack([view.depth for view in views]),
-        alpha=torch.stack([view.alpha for view in views]),
-    )
+    rgb, depth, alpha = (torch.stack(images) for images in zip(*views, strict=True))
+    return Rendered(rgb=rgb, depth=depth, alpha=alpha)
 
 
-def _render_view(gaussians: Gaussians, camera: CameraPath, settings: RenderSettings) -> Rendered:
+def _render_view(gaussians: Gaussians, camera: CameraPath, settings: RenderSettings) -> tuple[Tensor, ...]:
+    """Colour over the background, depth and alpha of one view."""
     world_to_camera = torch.linalg.inv(camera.camera_to_world.double())
     in_camera = gaussians.means.double() @ world_to_camera[:3, :3].T + world_to_camera[:3, 3]
     depth = in_camera[:, 2]
@@ -46,11 +44,8 @@ def _render_view(gaussians: Gaussians, camera: CameraPath, settings: RenderSetti
     total = weights.sum(0)
     background = torch.tensor(settings.background, dtype=torch.float64)
     rgb = torch.einsum("ghw,gc->hwc", weights, gaussians.rgb.double()[order])
-    return Rendered(
-        rgb=rgb + (1 - total)[..., None] * background,
-        depth=torch.einsum("ghw,g->hw", weights, shown_depth[order]) / total.clamp(min=1e-10),
-        alpha=total,
-    )
+    depth = torch.einsum("ghw,g->hw", weights, shown_depth[order]) / total.clamp(min=1e-10)
+    return rgb + (1 - total)[..., None] * background, depth, total
 
 
 def _rotations(quats: Float[Tensor, "N 4"]) -> Float[Tensor, "N 3 3"]:
