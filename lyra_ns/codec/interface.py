@@ -48,7 +48,7 @@ class VideoLatentSpec:
 
 @runtime_checkable
 class VideoCodec(Protocol):
-    """A frozen pair of encoder and decoder. Implementations are plain objects, never submodules of a model."""
+    """A frozen encoder and decoder. Implementations are plain objects, never submodules of a model."""
 
     spec: VideoLatentSpec
 

@@ -1,6 +1,7 @@
 """What the readers give: a scene is a set of clips, a clip one camera trajectory with its video.
 
-Shape letters: B scenes, V trajectories, L frames, M target views, C T h w latent, H W image.
+Shape letters: B scenes, V trajectories, L frames, M target views, C T h w latent, H W image,
+rows columns Gaussian cells.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lyra_ns.cameras import CameraPath
+
+NOVEL_FIRST_ID = 100
+"""Held-out camera path k has trajectory id `NOVEL_FIRST_ID + k` wherever ids of both kinds meet."""
 
 
 @runtime_checkable
@@ -37,7 +41,7 @@ class Clip(Protocol):
         ...
 
     def depth(self, frames: Sequence[int] | None = None) -> Float[Tensor, "L H W"]:
-        """z-depth, 0 where unknown, of all frames or the given ones; FileNotFoundError if the clip has none."""
+        """z-depth, 0 where unknown, of all or the given frames; FileNotFoundError if the clip has none."""
         ...
 
     def has(self, what: str) -> bool:
@@ -59,7 +63,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class SceneBatch:
-    """Inputs and targets of B scenes with V trajectories each, in the frame of each scene's reference camera."""
+    """Inputs and targets of B scenes with V trajectories each, relative to each scene's reference camera."""
 
     names: list[str]
     """Scene names."""
@@ -75,9 +79,9 @@ class SceneBatch:
     """What the renders should show, 0 to 1."""
     target_depth: Float[Tensor, "B M H W"] | None = None
     """z-depth of the targets, 0 where unknown."""
-    input_depth: Float[Tensor, "B V L h w"] | None = None
+    input_depth: Float[Tensor, "B V L rows columns"] | None = None
     """z-depth at the centre of each Gaussian's cell (attribute warm start only)."""
-    input_rgb: Float[Tensor, "B V L h w 3"] | None = None
+    input_rgb: Float[Tensor, "B V L rows columns 3"] | None = None
     """Mean colour of each Gaussian's cell (attribute warm start only)."""
     target_time: Float[Tensor, " B"] | None = None
     """Moment that the Gaussians should show, 0 to 1 (dynamic scenes)."""

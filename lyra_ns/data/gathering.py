@@ -1,0 +1,266 @@
+"""From a plan to tensors: what is read at once, and what waits for the codec.
+
+Worker processes gather; the process with the accelerator decodes. Indices are Python numbers and views are
+stacked, so nothing here makes a GPU wait for the host or the host for a GPU.
+
+Shape letters: B scenes, V trajectories, L frames, M targets per scene, N clips to decode, F frames from
+files, C T h w latent, H W image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from lyra_ns.cameras import CameraPath, relative_to, stack_cameras
+from lyra_ns.codec.interface import VideoCodec
+from lyra_ns.data.loaded import SceneSource
+from lyra_ns.data.plans import SamplingConfig, ScenePlan
+from lyra_ns.data.types import SceneBatch
+
+DECODED_NUMBERS_AT_ONCE = 2**28
+"""Numbers of decoded video held at once (1 GiB): one 121 x 704 x 1280 clip, or a hundred small ones."""
+
+ScenePlans = Sequence[tuple[SceneSource, ScenePlan]]
+
+
+@dataclass(frozen=True)
+class FrameSources:
+    """Where the target frames, and the input frames of a warm start, come from."""
+
+    teacher_latents: Float[Tensor, "N C T h w"] | None
+    """Latents of the clips to decode; with a warm start from latents the B V inputs come first."""
+    decoded_slots: list[tuple[int, int, int]]
+    """Clip row, frame, and place among the B M targets, of each target that is decoded."""
+    file_frames: UInt8[Tensor, "F 3 H W"] | None
+    """Target frames read from files."""
+    file_slots: list[int]
+    """Place among the B M targets of each of them."""
+    input_frames: UInt8[Tensor, "inputs L 3 H W"] | None
+    """Frames of the B V inputs, for a warm start from files."""
+
+    def to(self, device: torch.device | str) -> FrameSources:
+        """The same on `device`."""
+        return replace(self, **moved(vars(self), device))
+
+
+@dataclass(frozen=True)
+class PendingBatch:
+    """A batch whose target frames are not decoded yet."""
+
+    ready: dict[str, Any]
+    """The fields of the SceneBatch that are complete."""
+    sources: FrameSources
+    """Where the missing fields come from."""
+    config: SamplingConfig
+    """How the batch was drawn."""
+
+    def to(self, device: torch.device | str) -> PendingBatch:
+        """The same on `device`."""
+        ready = self.ready | moved(self.ready, device)
+        return replace(self, ready=ready, sources=self.sources.to(device))
+
+    @torch.no_grad()
+    def complete(self, codec: VideoCodec) -> SceneBatch:
+        """The batch with its target frames; the codec must be on the batch's device."""
+        num_scenes, num_inputs = self.ready["latents"].shape[:2]
+        targets = dict(self._file_targets())
+        cells = self._file_cells()
+        for first_row, videos in self._decoded(codec):
+            targets |= self._picked(first_row, videos)
+            if self._inputs_are_decoded:
+                inputs = videos[: max(num_scenes * num_inputs - first_row, 0)]
+                cells += [self._cell_means(video.transpose(0, 1)) for video in inputs]
+        target_rgb = torch.stack([targets[slot] for slot in sorted(targets)])
+        return SceneBatch(
+            **self.ready,
+            target_rgb=target_rgb.unflatten(0, (num_scenes, -1)),
+            input_rgb=torch.stack(cells).unflatten(0, (num_scenes, num_inputs)) if cells else None,
+        )
+
+    @property
+    def _inputs_are_decoded(self) -> bool:
+        return self.config.warm_start and self.config.target_frames == "latents"
+
+    def _file_targets(self) -> Iterator[tuple[int, Tensor]]:
+        if self.sources.file_frames is not None:
+            images = (self.sources.file_frames.float() / 255).permute(0, 2, 3, 1)
+            yield from zip(self.sources.file_slots, images, strict=True)
+
+    def _file_cells(self) -> list[Tensor]:
+        clips = self.sources.input_frames
+        return [] if clips is None else [self._cell_means(clip.float() / 255) for clip in clips]
+
+    def _decoded(self, codec: VideoCodec) -> Iterator[tuple[int, Float[Tensor, "n 3 L H W"]]]:
+        """First row and decoded clips from 0 to 1, a bounded number at a time."""
+        latents = self.sources.teacher_latents
+        if latents is None:
+            return
+        cameras: CameraPath = self.ready["cameras"]
+        numbers_per_clip = 3 * cameras.shape[-1] * cameras.height * cameras.width
+        at_once = max(1, DECODED_NUMBERS_AT_ONCE // numbers_per_clip)
+        for row in range(0, len(latents), at_once):
+            raw = codec.from_diffusion(latents[row : row + at_once].float())
+            yield row, codec.decode(raw).add(1).div(2).clamp(0, 1)
+
+    def _picked(self, first_row: int, videos: Tensor) -> dict[int, Tensor]:
+        """The target frames among these clips, by place. Stacking copies them, so the clips can be freed."""
+        here = [
+            (row - first_row, frame, slot)
+            for row, frame, slot in self.sources.decoded_slots
+            if first_row <= row < first_row + len(videos)
+        ]
+        if not here:
+            return {}
+        images = torch.stack([videos[row, :, frame].permute(1, 2, 0) for row, frame, _ in here])
+        return dict(zip((slot for _, _, slot in here), images, strict=True))
+
+    def _cell_means(self, frames: Float[Tensor, "L 3 H W"]) -> Float[Tensor, "L rows columns 3"]:
+        return functional.avg_pool2d(frames, self.config.cell_size).permute(0, 2, 3, 1)
+
+
+def gather(scenes: Sequence[SceneSource], plans: Sequence[ScenePlan], config: SamplingConfig) -> PendingBatch:
+    """The tensors that the plans ask for, on the scenes' device, frames not decoded yet.
+
+    Errors of the scenes (missing depth, damaged latents) come through as they are.
+    """
+    pairs = list(zip(scenes, plans, strict=True))
+    latents = _read_latents(pairs, config)
+    inputs = [[latents[index, each] for each in plan.inputs] for index, (_, plan) in enumerate(pairs)]
+    batch_latents = torch.stack([_stacked(z, "latents") for z in inputs]).float()
+    device = batch_latents.device
+    cameras, target_cameras = _relative_cameras(pairs)
+    ready = {
+        "names": [scene.name for scene in scenes],
+        "trajectories": [list(plan.inputs) for plan in plans],
+        "latents": batch_latents,
+        "cameras": cameras.to(device),
+        "target_cameras": target_cameras.to(device),
+        "target_depth": _target_depth(pairs) if config.with_depth else None,
+        "input_depth": _input_depth(pairs, config.cell_size) if config.warm_start else None,
+        "target_time": _target_time(pairs, device),
+        "is_dynamic": scenes[0].is_dynamic,
+        "target_ids": [list(plan.targets) for plan in plans],
+    }
+    return PendingBatch(ready, _frame_sources(pairs, latents, config), config)
+
+
+def moved(values: dict[str, Any], device: torch.device | str) -> dict[str, Any]:
+    """The tensors and cameras among `values`, on `device`."""
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value.to(device)
+        for name, value in values.items()
+        if isinstance(value, Tensor | CameraPath)
+    }
+
+
+def _is_decoded(scene: SceneSource, trajectory: int, config: SamplingConfig) -> bool:
+    return config.target_frames == "latents" and trajectory in scene.input_ids
+
+
+def _read_latents(pairs: ScenePlans, config: SamplingConfig) -> dict[tuple[int, int], Tensor]:
+    """Latents of inputs and of other clips to decode, each read once, by (place of scene, trajectory)."""
+    latents = {}
+    for index, (scene, plan) in enumerate(pairs):
+        decoded = [trajectory for trajectory, _ in plan.targets if _is_decoded(scene, trajectory, config)]
+        for trajectory in dict.fromkeys([*plan.inputs, *decoded]):
+            latents[index, trajectory] = scene.latents(trajectory)
+    return latents
+
+
+def _frame_sources(
+    pairs: ScenePlans, latents: dict[tuple[int, int], Tensor], config: SamplingConfig
+) -> FrameSources:
+    num_targets = len(pairs[0][1].targets)
+    clips: dict[tuple[int, int], int] = {}
+    if config.warm_start and config.target_frames == "latents":
+        for index, (_, plan) in enumerate(pairs):
+            for trajectory in plan.inputs:
+                clips[index, trajectory] = len(clips)
+    decoded_slots, file_frames, file_slots = [], [], []
+    for index, (scene, plan) in enumerate(pairs):
+        from_files = []
+        for slot, (trajectory, frame) in enumerate(plan.targets, index * num_targets):
+            if _is_decoded(scene, trajectory, config):
+                row = clips.setdefault((index, trajectory), len(clips))
+                decoded_slots.append((row, frame, slot))
+            else:
+                from_files.append((trajectory, frame))
+                file_slots.append(slot)
+        file_frames += _images(scene.rgb, from_files)
+    return FrameSources(
+        teacher_latents=torch.stack([latents[key] for key in clips]) if clips else None,
+        decoded_slots=decoded_slots,
+        file_frames=_stacked(file_frames, "frames") if file_frames else None,
+        file_slots=file_slots,
+        input_frames=_input_frames(pairs) if config.warm_start and config.target_frames == "rgb" else None,
+    )
+
+
+def _images(read: Callable[[int, Sequence[int]], Tensor], targets: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """The image of each target; every trajectory is opened once, its frames read in ascending order."""
+    found = {}
+    for trajectory in dict.fromkeys(trajectory for trajectory, _ in targets):
+        frames = sorted({frame for each, frame in targets if each == trajectory})
+        images = read(trajectory, frames)
+        found |= {(trajectory, frame): image for frame, image in zip(frames, images, strict=True)}
+    return [found[target] for target in targets]
+
+
+def _target_depth(pairs: ScenePlans) -> Float[Tensor, "B M H W"]:
+    images = [image for scene, plan in pairs for image in _images(scene.depth, plan.targets)]
+    return _stacked(images, "depth").float().unflatten(0, (len(pairs), -1))
+
+
+def _input_depth(pairs: ScenePlans, cell_size: int) -> Float[Tensor, "B V L rows columns"]:
+    """Depth at the pixel just behind each cell's centre (of even sizes it lies between pixels)."""
+    clips = [
+        scene.depth(trajectory, range(scene.num_frames))[
+            :, cell_size // 2 :: cell_size, cell_size // 2 :: cell_size
+        ]
+        for scene, plan in pairs
+        for trajectory in plan.inputs
+    ]
+    return _stacked(clips, "depth").float().unflatten(0, (len(pairs), -1))
+
+
+def _input_frames(pairs: ScenePlans) -> UInt8[Tensor, "inputs L 3 H W"]:
+    clips = [
+        scene.rgb(trajectory, range(scene.num_frames)) for scene, plan in pairs for trajectory in plan.inputs
+    ]
+    return _stacked(clips, "frames")
+
+
+def _relative_cameras(pairs: ScenePlans) -> tuple[CameraPath, CameraPath]:
+    """Input cameras [B, V, L] and target cameras [B, M], relative to frame 0 of the first input (spec 2)."""
+    inputs, targets = [], []
+    for scene, plan in pairs:
+        reference = scene.cameras(plan.inputs[0]).camera_to_world[0]
+        paths = stack_cameras([scene.cameras(trajectory) for trajectory in plan.inputs])
+        views = stack_cameras([scene.cameras(trajectory)[frame] for trajectory, frame in plan.targets])
+        inputs.append(relative_to(paths, reference))
+        targets.append(relative_to(views, reference))
+    return stack_cameras(inputs), stack_cameras(targets)
+
+
+def _target_time(pairs: ScenePlans, device: torch.device) -> Float[Tensor, " B"] | None:
+    times = [
+        plan.time_frame / max(scene.num_frames - 1, 1) for scene, plan in pairs if plan.time_frame is not None
+    ]
+    return torch.tensor(times).to(device, non_blocking=True) if times else None
+
+
+def _stacked(values: list[Tensor], what: str) -> Tensor:
+    shapes = {tuple(value.shape) for value in values}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"{what} of one batch must have one shape, found {sorted(shapes)}: leave out scenes of another "
+            "size, or cut all to one num_frames"
+        )
+    return torch.stack(values)

@@ -1,0 +1,179 @@
+"""Which trajectories go in and which views are asked for: the random choices of a batch (spec 5)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lyra_ns.data.loaded import SceneSource
+
+TargetDistribution = Literal["uniform", "exponential"]
+FrameSource = Literal["latents", "rgb"]
+EXPONENTIAL_RATE = 3.0
+"""p(frame) is proportional to exp(3 position), position from 0 to 1 (official)."""
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How batches are drawn. The defaults are the official multi-trajectory stage."""
+
+    num_trajectories_min: int = 1
+    """Fewest input trajectories; their number is uniform between the two limits."""
+    num_trajectories_max: int = 6
+    """Most input trajectories."""
+    num_target_frames: int = 9
+    """Frames drawn, without repetition, from each target trajectory (static scenes)."""
+    target_distribution: TargetDistribution = "exponential"
+    """Whether late frames, which lie far from the common start, are drawn more often."""
+    cross_view_targets: bool = False
+    """Take target trajectories from all of the scene, each with its own frames; otherwise (official) they are
+    the input trajectories, all with the same frames."""
+    num_target_trajectories: int | None = None
+    """Target trajectories per scene with `cross_view_targets`; None takes as many as there are inputs."""
+    include_novel_paths: bool = False
+    """Whether held-out camera paths may be targets too (with `cross_view_targets`). Off, so that they stay
+    held out."""
+    target_frames: FrameSource = "latents"
+    """Whether targets are decoded from the latents (exact teacher) or read from the rgb files (lossy mp4).
+    Trajectories whose latents are not read (time-reversed views, held-out paths) always come from rgb."""
+    with_depth: bool = True
+    """Whether targets carry z-depth; a scene without it is then an error."""
+    warm_start: bool = False
+    """Whether depth and colour of the input cells are given too (attribute warm start)."""
+    cell_size: int = 8
+    """Pixels per Gaussian along each side, for the warm start."""
+
+
+@dataclass(frozen=True)
+class ScenePlan:
+    """What one scene contributes to a batch."""
+
+    inputs: list[int]
+    """Input trajectories in the order in which the decoder reads them."""
+    targets: list[tuple[int, int]]
+    """Trajectory and frame of each view to render."""
+    time_frame: int | None = None
+    """Frame whose moment the Gaussians should show (dynamic scenes)."""
+
+
+def batch_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
+    """A CPU generator that depends on these three numbers only."""
+    digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def target_frame_weights(num_frames: int, distribution: TargetDistribution) -> Float[Tensor, " L"]:
+    """Relative chance of each frame: equal, or e^3 times larger at the end than at the start."""
+    if distribution == "uniform":
+        return torch.ones(num_frames)
+    return torch.exp(EXPONENTIAL_RATE * torch.linspace(0.0, 1.0, num_frames))
+
+
+def draw_num_trajectories(
+    scenes: Sequence[SceneSource], config: SamplingConfig, generator: torch.Generator
+) -> int:
+    """How many trajectories go in: uniform between the limits, or up to what every scene has."""
+    if not 1 <= config.num_trajectories_min <= config.num_trajectories_max:
+        raise ValueError(
+            "num_trajectories_min and num_trajectories_max must be ascending from 1, found "
+            f"{config.num_trajectories_min} and {config.num_trajectories_max}"
+        )
+    poorest = min(scenes, key=lambda scene: len(scene.input_ids))
+    most = min(config.num_trajectories_max, len(poorest.input_ids))
+    if most < config.num_trajectories_min:
+        raise ValueError(
+            f"scene {poorest.name} has {most} trajectories with latents, expected at least "
+            f"{config.num_trajectories_min}: leave the scene out or lower num_trajectories_min"
+        )
+    return int(torch.randint(config.num_trajectories_min, most + 1, (1,), generator=generator))
+
+
+def draw_plans(
+    scenes: Sequence[SceneSource],
+    config: SamplingConfig,
+    generator: torch.Generator,
+    num_trajectories: int | None = None,
+) -> list[ScenePlan]:
+    """One plan per scene, with equally many inputs and targets in all; repeatable under the generator."""
+    if len({scene.is_dynamic for scene in scenes}) != 1:
+        raise ValueError("a batch must hold only static or only dynamic scenes, found both or none")
+    if num_trajectories is None:
+        num_trajectories = draw_num_trajectories(scenes, config, generator)
+    draw = _draw_dynamic if scenes[0].is_dynamic else _draw_static
+    num_targets = _num_target_trajectories(scenes, config, num_trajectories)
+    plans = []
+    for scene in scenes:
+        if len(scene.input_ids) < num_trajectories:
+            raise ValueError(
+                f"scene {scene.name} has {len(scene.input_ids)} trajectories with latents, expected "
+                f"{num_trajectories}: leave the scene out or ask for fewer"
+            )
+        inputs = _choose(scene.input_ids, num_trajectories, generator)
+        plans.append(draw(scene, config, generator, inputs, num_targets))
+    return plans
+
+
+def _num_target_trajectories(
+    scenes: Sequence[SceneSource], config: SamplingConfig, num_trajectories: int
+) -> int:
+    """Target trajectories per scene, the same for all scenes of a batch."""
+    available = min(len(_candidates(scene, config)) for scene in scenes)
+    if scenes[0].is_dynamic:
+        return min(config.num_target_trajectories or available, available)
+    if not config.cross_view_targets:
+        return num_trajectories
+    return min(config.num_target_trajectories or num_trajectories, available)
+
+
+def _candidates(scene: SceneSource, config: SamplingConfig) -> list[int]:
+    return scene.target_ids + (scene.novel_ids if config.include_novel_paths else [])
+
+
+def _draw_static(
+    scene: SceneSource,
+    config: SamplingConfig,
+    generator: torch.Generator,
+    inputs: list[int],
+    num_targets: int,
+) -> ScenePlan:
+    if config.num_target_frames > scene.num_frames:
+        raise ValueError(
+            f"num_target_frames must be at most the {scene.num_frames} frames of scene {scene.name}, found "
+            f"{config.num_target_frames}: ask for fewer"
+        )
+    if not config.cross_view_targets:
+        frames = _draw_frames(scene.num_frames, config, generator)
+        return ScenePlan(inputs, [(trajectory, frame) for trajectory in inputs for frame in frames])
+    trajectories = _choose(_candidates(scene, config), num_targets, generator)
+    targets = [
+        (each, frame) for each in trajectories for frame in _draw_frames(scene.num_frames, config, generator)
+    ]
+    return ScenePlan(inputs, targets)
+
+
+def _draw_dynamic(
+    scene: SceneSource,
+    config: SamplingConfig,
+    generator: torch.Generator,
+    inputs: list[int],
+    num_targets: int,
+) -> ScenePlan:
+    """All targets show one moment, seen from every trajectory (official: 12 with the time-reversed ones)."""
+    frame = int(torch.randint(scene.num_frames, (1,), generator=generator))
+    trajectories = _choose(_candidates(scene, config), num_targets, generator)
+    return ScenePlan(inputs, [(trajectory, frame) for trajectory in trajectories], frame)
+
+
+def _draw_frames(num_frames: int, config: SamplingConfig, generator: torch.Generator) -> list[int]:
+    weights = target_frame_weights(num_frames, config.target_distribution)
+    return torch.multinomial(weights, config.num_target_frames, generator=generator).tolist()
+
+
+def _choose(ids: Sequence[int], count: int, generator: torch.Generator) -> list[int]:
+    return [ids[position] for position in torch.randperm(len(ids), generator=generator)[:count].tolist()]

@@ -1,0 +1,240 @@
+"""Reader of datasets in the official layout (lyra_decoder.md 4.1).
+
+    ROOT[/static|/dynamic]/{0..5}/{rgb,pose,intrinsics,latent,depth}/CLIP.*
+    ROOT/novel/{0,1}/...                    held-out camera paths with true frames, no latents
+
+A scene is the set of clips of one name. A clip exists when its pose file does; writers write that last.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from lyra_ns.cameras import CameraPath
+from lyra_ns.codec.interface import VideoLatentSpec
+from lyra_ns.data.camera_files import read_intrinsics, read_poses
+from lyra_ns.data.depth_files import num_depth_frames, read_depth
+from lyra_ns.data.latent_files import read_latents
+from lyra_ns.data.manifest import FILE_NAME as MANIFEST_NAME
+from lyra_ns.data.manifest import Manifest, read_manifest, write_manifest
+from lyra_ns.data.pose_order import FIRST_FLIPPED_ID, FlippedPoseOrder, poses_are_reversed
+from lyra_ns.data.splits import FILE_NAME as SPLITS_NAME
+from lyra_ns.data.types import Clip, Scene
+from lyra_ns.data.video_files import read_video, video_size
+from lyra_ns.data.writer import write_clip
+
+__all__ = ["LyraClip", "LyraStore", "Manifest", "list_clips", "write_clip", "write_manifest"]
+
+logger = logging.getLogger(__name__)
+
+FAMILIES = ("static", "dynamic")
+NOVEL_FOLDER = "novel"
+SUFFIXES = {
+    "pose": (".npz",),
+    "intrinsics": (".npz",),
+    "latent": (".safetensors", ".pkl"),
+    "rgb": (".mp4",),
+    "depth": (".zip",),
+}
+"""Suffixes of each kind of file, in order of preference."""
+
+
+@dataclass(frozen=True)
+class LyraClip:
+    """One trajectory of one scene on disk."""
+
+    scene: str
+    """Name of the scene."""
+    trajectory: int
+    """Numeric id of the trajectory."""
+    folder: Path
+    """Folder of the trajectory, which holds pose/, rgb/ and the rest."""
+    reverse_poses: bool = False
+    """Whether the stored poses run backwards in time and are turned round when read."""
+    spec: VideoLatentSpec = VideoLatentSpec("unknown")  # noqa: RUF009  frozen
+    """How the latents relate to the video."""
+
+    def path(self, kind: str) -> Path:
+        """The file of one kind: the one that exists, or the one that should."""
+        if kind not in SUFFIXES:
+            raise ValueError(f"a clip has {', '.join(SUFFIXES)}, not {kind!r}")
+        candidates = [self.folder / kind / (self.scene + suffix) for suffix in SUFFIXES[kind]]
+        return next((path for path in candidates if path.is_file()), candidates[-1])
+
+    def has(self, what: str) -> bool:
+        """Whether 'latent', 'rgb', 'depth', 'pose' or 'intrinsics' is stored."""
+        return self.path(what).is_file()
+
+    def cameras(self) -> CameraPath:
+        """The path [L], as stored: OpenCV camera-to-world, pixel intrinsics of the stored video."""
+        num_frames, height, width = self.video_shape()
+        poses = read_poses(self.path("pose"), num_frames)
+        intrinsics = read_intrinsics(self.path("intrinsics"), num_frames)
+        times = torch.linspace(0.0, 1.0, num_frames) if num_frames > 1 else torch.zeros(1)
+        return CameraPath(poses.flip(0) if self.reverse_poses else poses, intrinsics, times, height, width)
+
+    def latents(self) -> Float[Tensor, "C T h w"]:
+        """Latents in diffusion space; FileNotFoundError if the clip has none."""
+        return read_latents(self.path("latent"))
+
+    def rgb(self, frames: Sequence[int] | None = None) -> UInt8[Tensor, "L 3 H W"]:
+        """The stored frames (lossy mp4), all or those at ascending positions."""
+        return read_video(self.path("rgb"), frames)
+
+    def depth(self, frames: Sequence[int] | None = None) -> Float[Tensor, "L H W"]:
+        """z-depth, 0 where unknown, of all frames or the given ones; FileNotFoundError if there is none."""
+        return read_depth(self.path("depth"), frames)
+
+    def video_shape(self) -> tuple[int, int, int]:
+        """(frames, height, width) of the video, from the first of rgb, latent and depth that is stored."""
+        if self.has("rgb"):
+            size = video_size(self.path("rgb"))
+            return size.num_frames, size.height, size.width
+        if self.has("latent"):
+            _, latent_frames, rows, columns = self.latents().shape
+            stride = self.spec.spatial_stride
+            return self.spec.num_frames(latent_frames), rows * stride, columns * stride
+        if self.has("depth"):
+            path = self.path("depth")
+            return (num_depth_frames(path), *read_depth(path, [0]).shape[1:])
+        raise FileNotFoundError(
+            f"clip {self.scene} of trajectory {self.trajectory} has neither rgb, latent nor depth in "
+            f"{self.folder}, so its image size is unknown: write one of them"
+        )
+
+
+class LyraStore:
+    """The scenes of a dataset in the official layout.
+
+    `root` holds the numbered folders, or `static` or `dynamic` with them. FileNotFoundError if it does not,
+    or if it holds no clip. `flipped_pose_order` says how the poses of views 6 to 11 of dynamic scenes are
+    stored; `auto` looks at each scene.
+    """
+
+    def __init__(self, root: Path | str, flipped_pose_order: FlippedPoseOrder = "auto") -> None:
+        self.root = Path(root).expanduser()
+        self.flipped_pose_order = flipped_pose_order
+        self.trajectory_root = _trajectory_root(self.root)
+        is_family = self.trajectory_root.name in FAMILIES
+        self.home = self.trajectory_root.parent if is_family else self.trajectory_root
+        """Where manifest.json, splits.json and novel/ lie."""
+        self.manifest = read_manifest(self.home)
+        self.spec = VideoLatentSpec(self.manifest.codec if self.manifest else "unknown")
+        self.listing = self._listing()
+        """Trajectory ids of each scene, ascending."""
+        if not self.listing:
+            raise FileNotFoundError(
+                f"{self.trajectory_root} holds no clip: expected files like 0/pose/CLIP.npz, found none; "
+                "unpack the dataset there or make one with `ns-lyra sample-data`"
+            )
+        all_ids = {trajectory for ids in self.listing.values() for trajectory in ids}
+        self.is_dynamic = (
+            self.manifest.is_dynamic
+            if self.manifest
+            else self.trajectory_root.name == "dynamic" or max(all_ids) >= FIRST_FLIPPED_ID
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """Scene names, sorted."""
+        return list(self.listing)
+
+    def scene(self, name: str) -> Scene:
+        """The scene called `name`; KeyError if there is none. Poses of views 6 to 11 are in forward time."""
+        reverse = self._reversed_poses(name)
+        clips: dict[int, Clip] = {
+            trajectory: self._clip(name, trajectory, reverse and trajectory >= FIRST_FLIPPED_ID)
+            for trajectory in self.listing[name]
+        }
+        return Scene(name, clips, self.is_dynamic)
+
+    def novel_clips(self, name: str) -> dict[int, Clip]:
+        """Held-out camera paths of a scene with their true frames, by number; empty if there are none."""
+        return {
+            number: LyraClip(name, number, self.home / NOVEL_FOLDER / str(number), spec=self.spec)
+            for number in self._novel_listing.get(name, [])
+        }
+
+    @cached_property
+    def _novel_listing(self) -> dict[str, list[int]]:
+        folder = self.home / NOVEL_FOLDER
+        if self.manifest is not None:
+            return self.manifest.novel
+        return list_clips(folder) if folder.is_dir() else {}
+
+    def _listing(self) -> dict[str, list[int]]:
+        if self.manifest is not None and self.manifest.scenes:
+            return {name: sorted(ids) for name, ids in sorted(self.manifest.scenes.items())}
+        return list_clips(self.trajectory_root)
+
+    def _clip(self, name: str, trajectory: int, reverse_poses: bool = False) -> LyraClip:
+        return LyraClip(name, trajectory, self.trajectory_root / str(trajectory), reverse_poses, self.spec)
+
+    def _reversed_poses(self, name: str) -> bool:
+        flipped = [trajectory for trajectory in self.listing[name] if trajectory >= FIRST_FLIPPED_ID]
+        forward = [trajectory for trajectory in self.listing[name] if trajectory < FIRST_FLIPPED_ID]
+        if not self.is_dynamic or not flipped or self.flipped_pose_order == "as_is":
+            return False
+        if self.flipped_pose_order == "reverse":
+            return True
+        if not forward:
+            return False
+        start = self._clip(name, forward[0]).cameras().camera_to_world[0]
+        poses = [self._clip(name, trajectory).cameras().camera_to_world for trajectory in flipped]
+        verdict = poses_are_reversed(torch.stack([path[[0, len(path) // 2, -1]] for path in poses]), start)
+        if verdict is None:
+            logger.warning(
+                "scene %s: the poses of views %s do not tell their order, read as stored", name, flipped
+            )
+        return bool(verdict)
+
+
+def list_clips(folder: Path) -> dict[str, list[int]]:
+    """Trajectory ids of each scene under the numbered folders of `folder`, in numeric order.
+
+    Anything else there is ignored and named once in the log.
+    """
+    found: dict[str, list[int]] = {}
+    strays = []
+    for entry in sorted(folder.iterdir()):
+        if entry.name.isdecimal() and entry.is_dir():
+            for path in (entry / "pose").glob("*.npz"):
+                if not path.name.startswith("."):
+                    found.setdefault(path.stem, []).append(int(entry.name))
+        elif entry.name not in (NOVEL_FOLDER, MANIFEST_NAME, SPLITS_NAME, *FAMILIES):
+            strays.append(entry.name)
+    if strays:
+        logger.info("%s: ignored %d entries that are no trajectory: %s", folder, len(strays), strays[:8])
+    return {name: sorted(found[name]) for name in sorted(found)}
+
+
+def _trajectory_root(root: Path) -> Path:
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"data folder {root} does not exist: give the folder that holds 0/ 1/ 2/ ..., or make one with "
+            "`ns-lyra sample-data`"
+        )
+    candidates = [
+        folder for folder in (root, *(root / family for family in FAMILIES)) if _has_numbered(folder)
+    ]
+    if len(candidates) == 1 or root in candidates:
+        return candidates[0]
+    if candidates:
+        raise ValueError(f"{root} holds both static and dynamic scenes: give {root}/static or {root}/dynamic")
+    raise FileNotFoundError(
+        f"{root} holds no numbered trajectory folders (0/ 1/ ... or static/0/ ...), found "
+        f"{sorted(entry.name for entry in root.iterdir())[:8]}: give the dataset's folder, or make one with "
+        "`ns-lyra sample-data`"
+    )
+
+
+def _has_numbered(folder: Path) -> bool:
+    return folder.is_dir() and any(entry.name.isdecimal() and entry.is_dir() for entry in folder.iterdir())
