@@ -1,0 +1,47 @@
+# `make demo` and `make test` do all set-up by themselves; the first time takes a few minutes and 8 GB.
+# LYRA_VENV=/some/folder puts the Python environment elsewhere, PYTHON=/path/to/python chooses the interpreter.
+
+SHELL := /bin/bash
+ENVIRONMENT := $(shell bash .ci/environment.sh)
+WORKERS ?= 2
+DEMO ?= demo
+
+# The code is always that of this checkout, whichever checkout the environment was installed from.
+export PATH := $(ENVIRONMENT)/bin:$(PATH)
+export PYTHONPATH := $(CURDIR)
+# Threads that spin while they wait starve the others on machines of few cores.
+export OMP_WAIT_POLICY := PASSIVE
+
+PYTEST = python -m pytest --timeout 600 -n $(WORKERS)
+
+.PHONY: demo test setup lint format type unit e2e clean
+
+demo: setup
+	ns-lyra demo --output $(DEMO)
+
+test: setup lint type
+	$(PYTEST)
+
+setup:
+	@bash .ci/setup.sh
+
+lint: setup
+	ruff check .
+	ruff format --check .
+
+format: setup
+	ruff check --fix .
+	ruff format .
+
+type: setup
+	@bash .ci/typecheck.sh
+
+unit: setup
+	$(PYTEST) -m "not end_to_end and not browser"
+
+e2e: setup
+	$(PYTEST) -m "end_to_end or browser"
+
+clean:
+	rm -rf demo build dist *.egg-info .typecheck .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
