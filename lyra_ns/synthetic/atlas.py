@@ -1,4 +1,4 @@
-"""All textures of a scene with their mipmaps in one image, sampled trilinearly."""
+"""All textures of a scene with their mipmaps in one image."""
 
 from __future__ import annotations
 
@@ -27,31 +27,35 @@ class TextureAtlas:
     def sample(
         self, texture: Float[Tensor, "F h w"], u: Tensor, v: Tensor, level: Tensor
     ) -> Float[Tensor, "3 F h w"]:
-        """Colours of textures at (u, v) in tiles, mirrored beyond 0..1, averaged over 2^level texels."""
-        u, v = ((x - 2 * torch.round(0.5 * x)).abs() for x in (u, v))
+        """Colours of textures at (u, v) in tiles, mirrored beyond 0..1, from the level nearest to `level`."""
+        u, v = ((x - 2 * torch.round(0.5 * x)).abs_() for x in (u, v))
         row = torch.floor((texture + 0.5) / self.tiles_across)
         column = texture - row * self.tiles_across
-        level = level.clamp(0, self.num_levels - 1)
-        finer = torch.floor(level)
-        share = level - finer
-        coarser = (finer + 1).clamp_(max=self.num_levels - 1)
-        first, second = (self._sample_level(row, column, u, v, whole) for whole in (finer, coarser))
-        return first + (second - first) * share
-
-    def _sample_level(self, row: Tensor, column: Tensor, u: Tensor, v: Tensor, level: Tensor) -> Tensor:
-        """Bilinear samples of one whole level per ray."""
+        level = torch.round(level.clamp(0, self.num_levels - 1))
         side = self.size * torch.exp2(-level)
-        below = level.clamp(max=1)
+        below = level.clamp_(max=1)
         # Level 0 fills the left of a tile; level k stands to its right, from size - 2 side downwards.
         left = column * (1.5 * self.size) + below * self.size
         top = row * self.size + below * (self.size - 2 * side)
-        x = left + torch.minimum(torch.clamp(u * side, min=0.5), side - 0.5)
-        y = top + torch.minimum(torch.clamp(v * side, min=0.5), side - 0.5)
+        last = side - 0.5
+        x = left + torch.minimum((u * side).clamp_(min=0.5), last)
+        y = top + torch.minimum((v * side).clamp_(min=0.5), last)
         rows, columns = self.image.shape[-2:]
         grid = torch.stack([x * (2 / columns) - 1, y * (2 / rows) - 1], -1)
         flat = grid.flatten(0, 1)[None]
         colours = functional.grid_sample(self.image, flat, align_corners=False, padding_mode="border")
         return colours[0].unflatten(1, u.shape[:2])
+
+
+def level_dither(supersampling: int, height: int, width: int, like: Tensor) -> Float[Tensor, "height width"]:
+    """Offsets to the level of each sample whose mean over a pixel is 0.
+
+    The samples of a pixel so blend two levels between them, as trilinear filtering does for twice the price.
+    """
+    count = supersampling**2
+    offsets = (torch.arange(count, dtype=like.dtype) + 0.5) / count - 0.5
+    block = offsets.to(like.device).view(supersampling, supersampling)
+    return block.repeat(height // supersampling, width // supersampling)
 
 
 def build_atlas(textures: Float[Tensor, "N 3 size size"]) -> TextureAtlas:

@@ -27,7 +27,7 @@ PICTURE_THICKNESS = 0.04
 
 
 def camera_reach(centre_depth: float) -> Float[Tensor, "N 3"]:
-    """Camera positions that bound all paths: the longest of the six, and points of their hull between them."""
+    """Camera positions that bound all paths: the longest of the six, and points between them."""
     longest = [
         camera_offsets(k, trajectory.distance_range[1], 17, centre_depth)[::2]
         for k, trajectory in enumerate(TRAJECTORIES)

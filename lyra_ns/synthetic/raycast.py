@@ -89,7 +89,7 @@ class SceneRenderer:
         fine = cameras.resized(cameras.height * supersampling, cameras.width * supersampling)
         depth, nearest = self._find_nearest(fine, camera_to_unit, boxes)
         rays = self._rays(fine)
-        rgb = self._shader.shade(fine, rays.x, rays.y, camera_to_unit, depth, nearest)
+        rgb = self._shader.shade(fine, rays.x, rays.y, camera_to_unit, depth, nearest, supersampling)
         if supersampling > 1:
             rgb = functional.avg_pool2d(rgb, supersampling)
             depth, _ = self._find_nearest(cameras, camera_to_unit, boxes)
@@ -143,7 +143,7 @@ def _projected_boxes(
     signs = torch.tensor([-1.0, 1.0], dtype=to_world.dtype)
     corners = torch.cartesian_prod(signs, signs, signs)
     points = (to_world[..., :3, :3] @ corners.T + to_world[..., :3, 3:]).transpose(-1, -2)
-    frames, count = points.shape[:2]
+    count = points.shape[1]
     double = CameraPath(
         cameras.camera_to_world.double(),
         cameras.intrinsics.double(),

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lyra_ns.cameras import CameraPath
-from lyra_ns.synthetic.atlas import build_atlas
+from lyra_ns.synthetic.atlas import build_atlas, level_dither
 from lyra_ns.synthetic.scenes import ProceduralScene
 from lyra_ns.synthetic.shadows import floor_light, sample_floor_light
 from lyra_ns.synthetic.solids import Shape, Solid, Vector
@@ -49,7 +49,8 @@ class Shader:
 
     def shade(
         self, cameras: CameraPath, x: Float[Tensor, "F 1 w"], y: Float[Tensor, "F h 1"],
-        camera_to_unit: Float[Tensor, "P F 3 4"], depth: Float[Tensor, "F h w"], nearest: Int[Tensor, "F h w"],
+        camera_to_unit: Float[Tensor, "P F 3 4"], depth: Float[Tensor, "F h w"],
+        nearest: Int[Tensor, "F h w"], supersampling: int,
     ) -> Float[Tensor, "3 F h w"]:  # fmt: skip
         """Colours from 0 to 1 of the rays (x, y, 1) that met solid `nearest` at z-depth `depth`."""
         number = nearest.long()
@@ -68,6 +69,7 @@ class Shader:
         cosine = (slope.abs() / (length * view)).clamp_(min=STEEPEST)
         focal = cameras.intrinsics[:, 0].to(self._dtype).to(self._device)[:, None, None]
         level = torch.log2(texels * depth / (focal * spread)) - SLANT_SHARE * torch.log2(cosine)
+        level = level + level_dither(supersampling, *level.shape[1:], like=level)
         texture = torch.index_select(self._faces, 0, (number * 6 + face.long()).flatten()).view_as(depth)
         colour = self._atlas.sample(texture, u + offset_u, v + offset_v, level)
         # The normal may point inwards: the side that is seen is the lit one.
@@ -89,18 +91,28 @@ class Shader:
 
     def _floor(self, cameras: CameraPath, x: Tensor, y: Tensor, depth: Tensor) -> Float[Tensor, "2 F h w"]:
         """Shares of sun and sky that reach each ray's hit: 1 everywhere but on the floor."""
-        moments = tuple(cameras.times.tolist()) if self._scene.is_dynamic else (0.0,)
-        if moments not in self._floor_lights:
-            times = torch.tensor(moments, dtype=torch.float64)
-            self._floor_lights[moments] = floor_light(self._scene, times, self._device, self._dtype)
+        shares = depth.new_ones(2, *depth.shape)
+        first = _first_row_below_horizon(cameras)
+        if first == cameras.height:
+            return shares
+        y, depth = y[:, first:], depth[:, first:]
         pose = cameras.camera_to_world.to(self._dtype).to(self._device)[..., None, None]
         world = [
             (pose[:, k, 0] * x + (pose[:, k, 1] * y + pose[:, k, 2])) * depth + pose[:, k, 3]
             for k in range(3)
         ]
         on_floor = ((world[1] - self._scene.floor).abs_() < FLOOR_TOLERANCE).to(self._dtype)
-        light = sample_floor_light(self._floor_lights[moments], world[0], world[2], self._scene.centre_depth)
-        return 1 + (light - 1) * on_floor
+        light = sample_floor_light(self._light_map(cameras), world[0], world[2], self._scene.centre_depth)
+        shares[:, :, first:] += (light - 1) * on_floor
+        return shares
+
+    def _light_map(self, cameras: CameraPath) -> Float[Tensor, "T 2 m m"]:
+        """The floor's light at the cameras' moments, made once; T is 1 where nothing moves."""
+        moments = tuple(cameras.times.tolist()) if self._scene.is_dynamic else (0.0,)
+        if moments not in self._floor_lights:
+            times = torch.tensor(moments, dtype=torch.float64)
+            self._floor_lights[moments] = floor_light(self._scene, times, self._device, self._dtype)
+        return self._floor_lights[moments]
 
     def _light(
         self, colour: Tensor, facing: Tensor, emissive: Tensor, depth: Tensor, shares: Tensor
@@ -143,6 +155,15 @@ def _surface(
     )
     radius = (px * px + pz * pz).sqrt().clamp_(min=POLE)
     return u, v, normal, face, torch.where(is_flat, torch.ones_like(radius), radius)
+
+
+def _first_row_below_horizon(cameras: CameraPath) -> int:
+    """First image row in which some ray of some camera points downwards."""
+    fx, fy, cx, cy = cameras.intrinsics.double().unbind(-1)
+    down = cameras.camera_to_world[:, 1, :3].double()
+    across = (down[:, 0] / fx).abs() * torch.maximum(cx, cameras.width - cx)
+    row = cy - fy * (down[:, 2] + across) / down[:, 1]
+    return int(row.amin().clamp(0, cameras.height))
 
 
 def _dot(first: Vector, second: Vector | list[Tensor]) -> Tensor:

@@ -177,7 +177,7 @@ def hit_frustum(origin: Vector, direction: Vector, exits: bool, taper: float) ->
 
 
 def hit(solid: Solid, origin: Vector, direction: Vector, exits: bool) -> Tensor:
-    """Ray parameter at which rays, in the unit coordinates of `solid`, enter or exit it; about ±MISS if never."""
+    """Ray parameter at which rays, in unit coordinates of `solid`, enter or exit it; about ±MISS if never."""
     if solid.shape is Shape.BOX:
         return hit_box(origin, direction, exits)
     if solid.shape is Shape.ELLIPSOID:

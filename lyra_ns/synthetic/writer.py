@@ -1,0 +1,239 @@
+"""Writes procedural scenes in the official layout, with as many processes as there are cores."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import monotonic
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lyra_ns.codec import load_codec
+from lyra_ns.data.manifest import Manifest, current_versions, read_manifest, write_manifest
+from lyra_ns.data.writer import write_clip
+from lyra_ns.synthetic.clips import ClipSize, render_clips, scene_cameras
+from lyra_ns.synthetic.scenes import make_scene, scene_name
+from lyra_ns.synthetic.textures import TextureBank, load_texture_atlas, packaged_textures
+
+logger = logging.getLogger(__name__)
+
+FIRST_HELD_OUT = 900_000
+"""Number of the first held-out scene, so that their names never meet those of training scenes."""
+MOST_CUDA_WORKERS = 12
+"""Processes that share a GPU by default: each keeps about 2 GB there."""
+MANIFEST_SECONDS = 2.0
+"""Least time between two manifests while scenes are coming in."""
+
+
+@dataclass(frozen=True)
+class SceneJobs:
+    """What a worker needs to know to make any scene of a data set."""
+
+    root: Path
+    """Folder of the data set."""
+    size: ClipSize
+    """Size of the clips."""
+    seed: int
+    """Seed of the data set."""
+    dynamic: bool
+    """Whether things move."""
+    codec: str
+    """Name of the codec that makes the latents."""
+    device: str
+    """Where scenes are rendered."""
+    texture_atlas: Path | None
+    """Textures on disk; None takes those of the scikit-image wheel."""
+
+    def name(self, index: int) -> str:
+        """Name of scene number `index`."""
+        return scene_name(index, self.dynamic)
+
+
+def write_sample_data(
+    output: Path,
+    num_scenes: int,
+    *,
+    num_held_out: int = 0,
+    height: int = 160,
+    width: int = 256,
+    num_frames: int = 17,
+    seed: int = 0,
+    dynamic: bool = False,
+    codec: str = "linear",
+    device: str = "auto",
+    num_workers: int = 0,
+    texture_atlas: Path | None = None,
+) -> Path:
+    """Writes procedural scenes with exact depth and poses, and returns the manifest's path.
+
+    `num_scenes` scenes for training and `num_held_out` for testing (with textures of their own) along the
+    six GEN3C paths, with latents, and along two held-out paths without. Each worker (0: one per core)
+    renders, encodes and writes whole scenes, on CUDA too. Equal arguments give equal files for any number
+    of workers; on another device pixels may differ by a rounding. Scenes that the manifest of an earlier
+    run lists are kept. ValueError if that run had other settings.
+    """
+    jobs = SceneJobs(
+        Path(output).expanduser(), ClipSize(num_frames, height, width), seed, dynamic, codec,
+        _device_named(device), texture_atlas,
+    )  # fmt: skip
+    load_codec(codec).spec.latent_shape(num_frames, height, width)
+    manifest = _first_manifest(jobs)
+    indices = [*range(num_scenes), *range(FIRST_HELD_OUT, FIRST_HELD_OUT + num_held_out)]
+    missing = [index for index in indices if jobs.name(index) not in manifest.scenes]
+    logger.info("%d scenes to write, %d are there already", len(missing), len(indices) - len(missing))
+    saved = monotonic()
+    try:
+        for index in _finished(jobs, missing, _num_workers(num_workers, jobs.device, len(missing))):
+            manifest = _with_scene(manifest, jobs, index)
+            if monotonic() - saved > MANIFEST_SECONDS:
+                write_manifest(jobs.root, manifest)
+                saved = monotonic()
+    finally:
+        path = write_manifest(jobs.root, manifest)
+    return path
+
+
+def write_scene(jobs: SceneJobs, index: int, bank: TextureBank) -> None:
+    """Renders, encodes and writes scene number `index`."""
+    scene = make_scene(jobs.seed, index, bank, held_out=index >= FIRST_HELD_OUT, dynamic=jobs.dynamic)
+    codec = load_codec(jobs.codec).to(jobs.device)
+    for clip in render_clips(scene, jobs.seed, jobs.size, codec, jobs.device):
+        write_clip(
+            jobs.root / clip.folder, scene.name, clip.trajectory, clip.cameras,
+            z=clip.latents, rgb=clip.rgb, depth=clip.depth,
+        )  # fmt: skip
+
+
+def _finished(jobs: SceneJobs, indices: list[int], num_workers: int) -> Iterator[int]:
+    """The numbers of the scenes, each when it is written, under a progress bar."""
+    columns = (TextColumn("sample scenes"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        task = progress.add_task("", total=len(indices))
+        for index in (
+            _in_this_process(jobs, indices) if num_workers <= 1 else _in_pool(jobs, indices, num_workers)
+        ):
+            progress.advance(task)
+            yield index
+
+
+def _in_this_process(jobs: SceneJobs, indices: list[int]) -> Iterator[int]:
+    """Scenes one after the other."""
+    bank = _bank(jobs.texture_atlas)
+    for index in indices:
+        with _one_thread():
+            write_scene(jobs, index, bank)
+        yield index
+
+
+def _in_pool(jobs: SceneJobs, indices: list[int], num_workers: int) -> Iterator[int]:
+    """Scenes by fresh processes (a forked one could not use CUDA), in the order in which they are done."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, context, _start_worker, (jobs,)) as pool:
+        waiting: dict[Future[None], int] = {pool.submit(_work, index): index for index in indices}
+        try:
+            while waiting:
+                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                    yield waiting.pop(future)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+_worker: tuple[SceneJobs, TextureBank] | None = None
+"""What a worker process was started with."""
+
+
+def _start_worker(jobs: SceneJobs) -> None:
+    """Prepares a fresh process."""
+    global _worker
+    torch.set_num_threads(1)
+    _worker = (jobs, _bank(jobs.texture_atlas))
+
+
+def _work(index: int) -> None:
+    """Writes one scene in a worker process."""
+    assert _worker is not None
+    jobs, bank = _worker
+    write_scene(jobs, index, bank)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread for torch: the work is cut into scenes, and sums come out the same in every process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _bank(texture_atlas: Path | None) -> TextureBank:
+    """Textures of an atlas, or of the scikit-image wheel."""
+    return load_texture_atlas(texture_atlas) if texture_atlas else packaged_textures()
+
+
+def _first_manifest(jobs: SceneJobs) -> Manifest:
+    """The manifest to go on from: that of an earlier run with the same settings, or an empty one."""
+    digest = hashlib.sha256(_bank(jobs.texture_atlas).images.numpy().tobytes()).hexdigest()[:16]
+    fresh = Manifest(
+        codec=jobs.codec, num_frames=jobs.size.num_frames, height=jobs.size.height, width=jobs.size.width,
+        scenes={}, splits={"train": [], "test": []}, is_dynamic=jobs.dynamic, seed=jobs.seed,
+        versions={**current_versions(), "textures": digest},
+    )  # fmt: skip
+    earlier = read_manifest(jobs.root)
+    if earlier is None:
+        return fresh
+    for key in ("codec", "num_frames", "height", "width", "is_dynamic", "seed"):
+        if getattr(earlier, key) != getattr(fresh, key):
+            raise ValueError(
+                f"{jobs.root} was written with {key} = {getattr(earlier, key)}, now {getattr(fresh, key)} is "
+                "asked for: take another output folder, or delete this one"
+            )
+    if earlier.versions.get("textures", digest) != digest:
+        raise ValueError(
+            f"{jobs.root} was written with other textures ({earlier.versions['textures']}, now {digest}): "
+            "take another output folder, or the same texture atlas"
+        )
+    return earlier
+
+
+def _with_scene(manifest: Manifest, jobs: SceneJobs, index: int) -> Manifest:
+    """The manifest with one more scene."""
+    name = jobs.name(index)
+    ids: dict[str, list[int]] = {"novel": [], "scene": []}
+    for family, number in scene_cameras(jobs.seed, name, 1.0, jobs.size, jobs.dynamic):
+        ids["novel" if family == "novel" else "scene"].append(number)
+    split = "test" if index >= FIRST_HELD_OUT else "train"
+    splits = {**manifest.splits, split: sorted({*manifest.splits.get(split, []), name})}
+    return replace(
+        manifest,
+        scenes=dict(sorted({**manifest.scenes, name: ids["scene"]}.items())),
+        novel=dict(sorted({**manifest.novel, name: ids["novel"]}.items())),
+        splits=splits,
+    )
+
+
+def _device_named(device: str) -> str:
+    """`auto` decided by what is there; ValueError for CUDA where there is none."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch finds no CUDA device: take cpu or auto")
+    return device
+
+
+def _num_workers(asked: int, device: str, num_scenes: int) -> int:
+    """Workers to start: as many as asked for, or one per core, and no more than there are scenes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = asked or (cores if device == "cpu" else min(cores, MOST_CUDA_WORKERS))
+    return max(1, min(workers, num_scenes))
