@@ -9,7 +9,6 @@ import logging
 import warnings
 from typing import Literal
 
-import lpips
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -97,7 +96,6 @@ class PerceptualDistance:
 
 
 def _unit_length(feature: Tensor) -> Tensor:
-    # vector_norm and not sqrt of a sum: the gradient of the latter at an all-zero feature is not a number.
     return feature / (torch.linalg.vector_norm(feature, dim=1, keepdim=True) + LPIPS_EPSILON)
 
 
@@ -123,6 +121,8 @@ def load_lpips(
 
 def _network_with_trunk(net: str, trunk: dict[str, Tensor]) -> nn.Module:
     """The package's network (its linear heads come with it) with every weight of the trunk copied in."""
+    import lpips  # only here: nerfstudio loads our configurations, which know LossConfig, for every command
+
     with warnings.catch_warnings():
         # lpips calls torchvision with its old argument names.
         warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")

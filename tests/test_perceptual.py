@@ -114,14 +114,6 @@ def test_bfloat16_trunk_stays_close(perceptual, photos):
     torch.testing.assert_close(fast(images, photos), perceptual(images, photos), rtol=0.03, atol=0.003)
 
 
-def test_gradient_is_finite_where_features_vanish(perceptual):
-    network = load_lpips("alex").network
-    torch.nn.init.constant_(network.net.slice2[1].bias, -1e4)
-    images = torch.rand(1, 3, 64, 64, requires_grad=True)
-    PerceptualDistance(network, "")(images, torch.zeros(1, 3, 64, 64)).sum().backward()
-    assert images.grad.isfinite().all()
-
-
 def test_holds_nothing_that_a_model_would_save(perceptual):
     model = torch.nn.Module()
     model.perceptual = perceptual
