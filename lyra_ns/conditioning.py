@@ -90,7 +90,8 @@ class ConditioningBuilder:
     Cameras and codec must be on the same device. Ray maps are encoded in groups of `views_at_once`: all
     views of a scene for a cheap codec, 1 for the full-size Cosmos encoder. `plucker_dtype` and `ray_dtype`
     say in which type rays are computed; bfloat16 is the official regime (lyra_decoder.md 1.10). The results
-    are float32 either way.
+    are float32 either way. With `max_cache_bytes` 0 nothing is kept, and a GPU is never waited for: the keys
+    of the cache are made from the cameras' content on the host.
     """
 
     def __init__(
@@ -147,8 +148,7 @@ class ConditioningBuilder:
         views = cameras.reshape(num_scenes * num_views, num_frames)
         poses_and_intrinsics = torch.cat([views.camera_to_world.flatten(2), views.intrinsics], -1)
         latents = self._cached(
-            self._keys("plucker", cameras, poses_and_intrinsics),
-            lambda rows: self._encode_rays(views[rows]),
+            "plucker", cameras, poses_and_intrinsics, lambda rows: self._encode_rays(views[rows])
         )
         return latents.unflatten(0, (num_scenes, num_views))
 
@@ -160,12 +160,25 @@ class ConditioningBuilder:
 
     def _encoded_times(self, cameras: CameraPath, times: Float[Tensor, "B L"]) -> Float[Tensor, "B C T h w"]:
         return self._cached(
-            self._keys("time", cameras, times),
+            "time",
+            cameras,
+            times,
             lambda rows: self.codec.encode(time_video(times[rows], cameras.height, cameras.width)),
         )
 
-    def _cached(self, keys: list[str], encode: Callable[[list[int]], Tensor]) -> Tensor:
-        """Latents under `keys`, stacked; what is not kept comes from `encode(rows)`, equal ones only once."""
+    def _cached(
+        self,
+        kind: str,
+        cameras: CameraPath,
+        content: Float[Tensor, "N *any"],
+        encode: Callable[[slice | list[int]], Tensor],
+    ) -> Tensor:
+        """Latents of the rows of `content`; what is not kept comes from `encode(rows)`, equal ones once."""
+        if not self.cache.max_bytes:
+            size = self.views_at_once
+            groups = [encode(slice(row, row + size)).float() for row in range(0, len(content), size)]
+            return torch.cat(groups)
+        keys = self._keys(kind, cameras, content)
         found = {key: latents for key in keys if (latents := self.cache.get(key)) is not None}
         missing = {key: row for row, key in enumerate(keys) if key not in found}
         rows, size = list(missing.values()), self.views_at_once

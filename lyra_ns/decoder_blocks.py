@@ -36,10 +36,11 @@ class PatchEmbedding(nn.Module):
 
 
 class DirectedScan(nn.Module):
-    """The own weights of one direction of a Mamba-2 layer."""
+    """One direction of a Mamba-2 layer, with its own weights."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, scan: ScanBackend) -> None:
         super().__init__()
+        self.scan = scan
         inner, num_heads = config.inner_width, config.inner_width // config.head_dim
         channels = inner + 2 * config.state_size
         self.conv1d = nn.Conv1d(channels, channels, config.conv_size, groups=channels)
@@ -48,11 +49,11 @@ class DirectedScan(nn.Module):
         self.D = nn.Parameter(torch.ones(num_heads))
         self.norm = nn.RMSNorm(inner, eps=1e-5)
 
-    def weights(self) -> ScanWeights:
-        """The weights as the scan takes them."""
+    def forward(self, projected: Float[Tensor, "B N projected"]) -> Float[Tensor, "B N inner"]:
+        """The scanned tokens."""
         bias = self.conv1d.bias
         assert bias is not None
-        return ScanWeights(
+        weights = ScanWeights(
             conv_weight=self.conv1d.weight[:, 0],
             conv_bias=bias,
             step_bias=self.dt_bias,
@@ -60,6 +61,7 @@ class DirectedScan(nn.Module):
             skip=self.D,
             norm_weight=self.norm.weight,
         )
+        return self.scan(projected, weights)
 
 
 def _initial_step_bias(num_heads: int) -> Tensor:
@@ -76,17 +78,14 @@ class BidirectionalMamba(nn.Module):
         inner = config.inner_width
         projected = 2 * inner + 2 * config.state_size + inner // config.head_dim
         self.in_proj = nn.Linear(config.width, projected, bias=False)
-        self.mamba_scans = nn.ModuleList([DirectedScan(config) for _ in range(2)])
+        self.mamba_scans = nn.ModuleList([DirectedScan(config, scan) for _ in range(2)])
         self.out_proj = nn.Linear(inner, config.width, bias=False)
-        self.scan = scan
 
     def forward(self, tokens: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
         """Update of the tokens."""
         forwards, backwards = self.mamba_scans
         projected = self.in_proj(tokens)
-        scanned = self.scan(projected, forwards.weights())
-        scanned = scanned + self.scan(projected.flip(1), backwards.weights()).flip(1)
-        return self.out_proj(scanned)
+        return self.out_proj(forwards(projected) + backwards(projected.flip(1)).flip(1))
 
 
 class MambaBlock(nn.Module):
@@ -174,5 +173,6 @@ class GaussianDeconvolution(nn.ConvTranspose3d):
         frames = torch.cat([patches[:, :, :1] + carried, patches[:, :, 1:-1]], 2)
         frames = frames.flatten(1, 2).flatten(2, 3).flatten(3, 4)
         num_frames = stride * (tokens.shape[1] - 1) + 1
-        first = self.padding[0]
+        first = stride // 2  # the padding
+        assert self.bias is not None
         return frames[:, first : first + num_frames] + self.bias

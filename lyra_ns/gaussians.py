@@ -63,7 +63,9 @@ class Gaussians:
             if field.name == "opacities":
                 picked[field.name] = tensor.gather(-1, index)
             else:
-                picked[field.name] = tensor.gather(-2, index[..., None].expand(*index.shape, tensor.shape[-1]))
+                picked[field.name] = tensor.gather(
+                    -2, index[..., None].expand(*index.shape, tensor.shape[-1])
+                )
         return Gaussians(**picked)
 
     def transform(self, world_from_local: Float[Tensor, "4 4"]) -> Gaussians:
@@ -109,9 +111,7 @@ class GaussianHeadConfig:
     """Add the identity to the raw quaternion, so that a raw zero is no rotation."""
 
 
-def gaussians_from_raw(
-    raw: Float[Tensor, "B G 12"], rays: RayGrid, config: GaussianHeadConfig
-) -> Gaussians:
+def gaussians_from_raw(raw: Float[Tensor, "B G 12"], rays: RayGrid, config: GaussianHeadConfig) -> Gaussians:
     """Gaussians from the decoder's raw channels, each on the ray of its cell; `rays` in [B, V, L, h, w]."""
     distance, rgb, scale, rotation, opacity = raw.split([1, 3, 3, 4, 1], -1)
     cells = rays.flatten_cells()

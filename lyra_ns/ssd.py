@@ -236,7 +236,7 @@ def scan_in_kernels(
     from mamba_ssm.ops.triton import ssd_combined
 
     if ssd_combined.causal_conv1d_fwd_function is None:
-        return scan_in_torch(projected, weights, _kernel_states)
+        return _scan_in_separate_kernels(projected, weights)
     scanned = ssd_combined.mamba_split_conv1d_scan_combined(
         projected.contiguous(),
         weights.conv_weight.to(projected.dtype),
@@ -255,11 +255,33 @@ def scan_in_kernels(
     return _ContiguousGradient.apply(scanned)
 
 
-def _kernel_states(x: Tensor, step: Tensor, decay: Tensor, write: Tensor, read: Tensor) -> Tensor:
+def _scan_in_separate_kernels(
+    projected: Float[Tensor, "B N projected"], weights: ScanWeights
+) -> Float[Tensor, "B N I"]:
+    """As `scan_in_kernels` with a convolution of torch between the kernels, in the dtype of `projected`."""
+    from mamba_ssm.ops.triton.layernorm_gated import rmsnorm_fn
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
-    outputs = mamba_chunk_scan_combined(x, step, decay, write, read, chunk_size=KERNEL_CHUNK)
-    return _ContiguousGradient.apply(outputs)
+    dtype, inner, heads, groups = projected.dtype, weights.inner_size, weights.num_heads, weights.num_groups
+    with torch.autocast(projected.device.type, enabled=False):
+        gate, channels, step = projected.split([inner, weights.conv_bias.shape[0], heads], -1)
+        channels = _convolve(channels, weights.conv_weight.to(dtype), weights.conv_bias.to(dtype))
+        state_channels = (channels.shape[-1] - inner) // 2
+        x, write, read = channels.split([inner, state_channels, state_channels], -1)
+        y = mamba_chunk_scan_combined(
+            x.unflatten(-1, (heads, -1)),
+            step,
+            weights.decay.float(),
+            write.unflatten(-1, (groups, -1)),
+            read.unflatten(-1, (groups, -1)),
+            chunk_size=KERNEL_CHUNK,
+            D=weights.skip.float(),
+            dt_bias=weights.step_bias.float(),
+            dt_softplus=True,
+        )
+        norm_weight, group_size = weights.norm_weight.float(), inner // groups
+        y = rmsnorm_fn(y.flatten(2), norm_weight, None, gate, weights.eps, group_size, norm_before_gate=False)
+    return _ContiguousGradient.apply(y)
 
 
 @dataclass(frozen=True)

@@ -38,12 +38,17 @@ def assert_same_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
+@pytest.fixture(scope="module")
+def official_tensors() -> dict[str, Tensor]:
+    """A full set of 254 official tensors, bfloat16."""
+    shapes = {key: value.shape for key, value in LatentGaussianDecoder(DecoderConfig()).state_dict().items()}
+    return {key: value.bfloat16() for key, value in golden.weights(shapes).items()}
+
+
 @pytest.mark.parametrize("container", ["module", "state_dict", "bare", "prefixed"])
-def test_official_containers(tmp_path: Path, container: str) -> None:
-    """A file in the exact official form: 254 bfloat16 tensors, beside other things DeepSpeed keeps."""
-    official = LatentGaussianDecoder(DecoderConfig())
-    shapes = {key: value.shape for key, value in official.state_dict().items()}
-    tensors = {key: value.bfloat16() for key, value in golden.weights(shapes).items()}
+def test_official_containers(tmp_path: Path, official_tensors: dict[str, Tensor], container: str) -> None:
+    """A file in the exact official form, with other things beside the tensors as DeepSpeed keeps them."""
+    tensors = official_tensors
     content: dict[str, Any] = {
         "module": {"module": tensors, "ds_version": "0.17.5", "global_steps": 83_000, "skipped_steps": 0},
         "state_dict": {"state_dict": tensors},
@@ -55,7 +60,12 @@ def test_official_containers(tmp_path: Path, container: str) -> None:
     assert loaded.config == DecoderConfig()
     assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
     assert_same_tensors(loaded.state_dict(), {key: value.float() for key, value in tensors.items()})
-    assert load_decoder(tmp_path / "lyra_static.pt", DecoderConfig(use_time=True)).config.use_time
+
+
+def test_given_config_wins(tmp_path: Path, official_tensors: dict[str, Tensor]) -> None:
+    """The dynamic model has the same tensors, so that only the caller can say that times are used."""
+    torch.save({"module": official_tensors}, tmp_path / "lyra_dynamic.pt")
+    assert load_decoder(tmp_path / "lyra_dynamic.pt", DecoderConfig(use_time=True)).config.use_time
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
