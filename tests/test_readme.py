@@ -147,6 +147,7 @@ def test_wrong_arguments_are_noticed() -> None:
 def test_missing_paths_are_noticed() -> None:
     markdown = (
         "See [the code](lyra_ns/gaussians.py), [a section](docs/nowhere.md#part), "
-        '[the web](https://example.org), `tests/conftest.py`, `lyra_ns/nothing.py` and `some/other/path.py`; <img src="docs/none.png">'
+        "[the web](https://example.org), `tests/conftest.py`, `lyra_ns/nothing.py` and "
+        '`some/other/path.py`; <img src="docs/none.png">'
     )
     assert missing_paths(markdown) == ["docs/none.png", "docs/nowhere.md", "lyra_ns/nothing.py"]

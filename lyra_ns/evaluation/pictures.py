@@ -116,7 +116,8 @@ def _common_shape(columns: Mapping[str, ColumnImages]) -> tuple[int, int, int]:
     if any(shape != first for shape in shapes.values()):
         listed = ", ".join(f"{caption} {shape}" for caption, shape in shapes.items())
         raise ValueError(f"all columns need one number of views and one size (M, H, W), found {listed}")
-    return first
+    num_rows, height, width = first
+    return num_rows, height, width
 
 
 def _as_bytes(columns: Mapping[str, ColumnImages]) -> dict[str, UInt8[Tensor, "M H W 3"]]:

@@ -67,7 +67,8 @@ def _parse_text(body: bytes, table: _VertexTable, path: Path) -> dict[str, np.nd
 
 def _read_header(file: BinaryIO, path: Path) -> _VertexTable:
     lines = _header_lines(file, path)
-    byte_order, elements = None, []
+    byte_order: str | None = None
+    elements: list[tuple[str, int, list[tuple[str, str]]]] = []
     for words in lines:
         if words[0] == "format":
             byte_order = BYTE_ORDERS.get(words[1])
