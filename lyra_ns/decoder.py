@@ -61,15 +61,15 @@ class LatentGaussianDecoder(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        silent = (self.patch_plucker_embed, self.patch_time_embed, self.patch_time_embed_tgt)
+        for embedding in (self.patch_embed, *silent):
+            for parameter in embedding.proj.parameters():
+                nn.init.zeros_(parameter)
         image = self.patch_embed.proj
-        nn.init.normal_(
-            image.weight, std=math.sqrt(2.0 / (math.prod(image.kernel_size) * image.out_channels))
-        )
-        nn.init.zeros_(image.bias)
-        for embedding in (self.patch_plucker_embed, self.patch_time_embed, self.patch_time_embed_tgt):
-            nn.init.zeros_(embedding.proj.weight)
-            nn.init.zeros_(embedding.proj.bias)
-            if self.config.init == "damped":
+        fan_out = math.prod(image.kernel_size) * image.out_channels
+        nn.init.normal_(image.weight, std=math.sqrt(2.0 / fan_out))
+        if self.config.init == "damped":
+            for embedding in silent:
                 # The norm of a zero vector multiplies gradients by 1 / sqrt(eps) = 316.
                 nn.init.constant_(embedding.norm.weight, 0.01)
 

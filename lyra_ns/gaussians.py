@@ -22,7 +22,7 @@ NUM_RAW_CHANNELS = 12
 
 @dataclass(frozen=True)
 class Gaussians:
-    """A set of 3D Gaussians, all quantities activated, float32, in the OpenCV frame of the reference camera."""
+    """A set of 3D Gaussians, all quantities activated, in the OpenCV frame of the reference camera."""
 
     means: Float[Tensor, "*batch G 3"]
     """Centres."""
@@ -102,7 +102,7 @@ class GaussianHeadConfig:
     opacity_shift: float = -2.0
     """Added to the raw opacity before the sigmoid."""
     scale_law: Literal["capped", "footprint"] = "capped"
-    """World-unit scales with a cap, or (small-scale stabiliser) scales as multiples of the cell's footprint."""
+    """World-unit scales with a cap, or (small-scale stabiliser) multiples of the cell's footprint."""
     scale_cap: float = 0.3
     """Largest scale in world units (capped)."""
     footprint_gain: float = 0.6
