@@ -1,0 +1,141 @@
+"""Training batches for the data manager: streamed from disk by workers, or gathered from scenes in memory.
+
+Either way batch number i of a rank depends on (seed, rank, i) only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from nerfstudio.utils.rich_utils import CONSOLE
+from rich.progress import track
+from torch.utils.data import DataLoader
+
+from lyra_ns.data.gathering import PendingBatch, gather
+from lyra_ns.data.loaded import LoadedScene, load_scene
+from lyra_ns.data.plans import SamplingConfig, batch_generator, draw_num_trajectories, draw_plans
+from lyra_ns.plugin.errors import DataError, reading_data
+
+if TYPE_CHECKING:
+    from lyra_ns.data.store import LyraStore
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """What both kinds of batches need to know."""
+
+    batch_size: int
+    """Scenes per batch."""
+    seed: int
+    """Seed of everything random."""
+    rank: int
+    """Number of this process."""
+    world_size: int
+    """Number of processes; each has its own scenes."""
+    device: torch.device | str
+    """Where batches go."""
+
+
+class Batches(Protocol):
+    """A source of batches."""
+
+    def batch(self, index: int, sampling: SamplingConfig) -> PendingBatch:
+        """Batch number `index`, on the device."""
+        ...
+
+
+class StreamedBatches:
+    """Read from disk by worker processes, which run ahead of the training."""
+
+    def __init__(self, store: LyraStore, names: list[str], settings: BatchSettings, num_workers: int) -> None:
+        self._store, self._names, self._settings = store, names, settings
+        self._num_workers = num_workers
+        self._iterator: Iterator[PendingBatch] | None = None
+        self._expected: tuple[int, SamplingConfig] | None = None
+
+    def batch(self, index: int, sampling: SamplingConfig) -> PendingBatch:
+        """Batch number `index`; the workers start anew when it does not follow the one before."""
+        if self._iterator is None or self._expected != (index, sampling):
+            self._iterator = iter(self._loader(index, sampling))
+        with reading_data():
+            pending = next(self._iterator)
+        self._expected = (index + 1, sampling)
+        return pending.to(self._settings.device)
+
+    def _loader(self, first_batch: int, sampling: SamplingConfig) -> DataLoader:
+        from lyra_ns.data.stream import TrainingStream
+
+        settings = self._settings
+        with reading_data():
+            stream = TrainingStream(
+                self._store,
+                self._names,
+                sampling,
+                batch_size=settings.batch_size,
+                seed=settings.seed,
+                rank=settings.rank,
+                world_size=settings.world_size,
+                first_batch=first_batch,
+            )
+        return DataLoader(stream, batch_size=None, num_workers=self._num_workers)
+
+
+class CachedBatches:
+    """Gathered from scenes that were decoded once and stay in memory: nothing but indexing."""
+
+    def __init__(self, scenes: list[LoadedScene], settings: BatchSettings) -> None:
+        self._scenes, self._settings = scenes, settings
+
+    def batch(self, index: int, sampling: SamplingConfig) -> PendingBatch:
+        """Batch number `index`."""
+        settings = self._settings
+        scenes = [self._scene(index * settings.batch_size + place) for place in range(settings.batch_size)]
+        # The number of trajectories is drawn alike on all ranks, so that they take equally long.
+        num_trajectories = draw_num_trajectories(scenes, sampling, batch_generator(settings.seed, index, -1))
+        generator = batch_generator(settings.seed, index, settings.rank)
+        with reading_data():
+            plans = draw_plans(scenes, sampling, generator, num_trajectories)
+            return gather(scenes, plans, sampling).to(settings.device)
+
+    def _scene(self, position: int) -> LoadedScene:
+        """Scene number `position` of an endless series of shuffled rounds."""
+        round_number, place = divmod(position, len(self._scenes))
+        generator = batch_generator(self._settings.seed, round_number, -2 - self._settings.rank)
+        return self._scenes[int(torch.randperm(len(self._scenes), generator=generator)[place])]
+
+
+def load_scenes(
+    store: LyraStore, names: list[str], sampling: SamplingConfig, device: torch.device | str
+) -> list[LoadedScene]:
+    """All scenes in memory, latents in half precision; one that cannot be read is named and left out."""
+    needs_rgb = sampling.target_frames == "rgb" or sampling.include_novel_paths or store.is_dynamic
+
+    def load(name: str) -> LoadedScene | str:
+        try:
+            scene = load_scene(
+                store.scene(name),
+                store.novel_clips(name) if sampling.include_novel_paths else None,
+                with_rgb=needs_rgb,
+                with_depth=sampling.with_depth or sampling.warm_start,
+                latent_dtype=torch.float16,
+                spec=store.spec,
+            )
+            return scene.to(device)
+        except (ValueError, OSError) as error:
+            return f"scene {name} is left out: {error}"
+
+    with ThreadPoolExecutor() as pool:
+        results = list(track(pool.map(load, names), "Loading scenes", total=len(names), transient=True))
+    problems = [result for result in results if isinstance(result, str)]
+    for problem in problems:
+        CONSOLE.log(f"lyra: {problem}")
+    scenes = [result for result in results if isinstance(result, LoadedScene)]
+    if not scenes:
+        raise DataError(
+            f"none of the {len(names)} training scenes can be read; the first problem: {problems[0]}"
+        )
+    return scenes

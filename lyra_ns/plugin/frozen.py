@@ -1,0 +1,92 @@
+"""The frozen networks beside the decoder, each loaded when it is first needed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from lyra_ns.codec import VideoCodec, load_codec
+from lyra_ns.conditioning import ConditioningBuilder
+from lyra_ns.decoder import LatentGaussianDecoder
+from lyra_ns.perceptual import PerceptualDistance, load_lpips
+from lyra_ns.plugin.errors import DataError
+from lyra_ns.reconstruction import Reconstructor
+from lyra_ns.rendering import describe_backend
+from lyra_ns.ssd import describe_scan_backend
+
+if TYPE_CHECKING:
+    from lyra_ns.plugin.model_config import LyraModelConfig
+
+
+class FrozenParts:
+    """Codec, conditioning and perceptual distance of a model.
+
+    A plain object, not a module, so that none of it enters the state dict, the optimiser or DDP.
+    """
+
+    def __init__(self, config: LyraModelConfig, codec_of_data: str) -> None:
+        self._config = config
+        self._codec_name = codec_of_data if config.codec == "auto" else config.codec
+        self._codec: VideoCodec | None = None
+        self._conditioning: ConditioningBuilder | None = None
+        self._perceptual: PerceptualDistance | None = None
+
+    def codec(self, device: torch.device) -> VideoCodec:
+        """The codec that made the latents."""
+        if self._codec_name == "unknown":
+            raise DataError(
+                "the data has no manifest that names the codec of its latents: "
+                "give --pipeline.model.codec cosmos:PATH (official data) or linear"
+            )
+        if self._codec is None:
+            self._codec = load_codec(self._codec_name).to(device)
+        return self._codec
+
+    def conditioning(self, device: torch.device) -> ConditioningBuilder:
+        """Encoder of cameras, in the precision that the decoder's regime asks for."""
+        if self._conditioning is None:
+            decoder = self._config.decoder
+            dtype = "bfloat16" if decoder.parity else "float32"
+            # The embedded codec encodes rays faster than a cache could look them up.
+            is_cheap = self._codec_name == "linear"
+            self._conditioning = ConditioningBuilder(
+                self.codec(device),
+                decoder.cell_size,
+                views_at_once=64 if is_cheap else 1,
+                plucker_dtype=dtype,
+                ray_dtype=dtype,
+                max_cache_bytes=0 if is_cheap else 2**30,
+            )
+        return self._conditioning
+
+    def perceptual(self, device: torch.device) -> PerceptualDistance:
+        """LPIPS with the net of the loss configuration."""
+        if self._perceptual is None:
+            self._perceptual = load_lpips(self._config.loss.lpips_net).to(device)
+        return self._perceptual
+
+    def training_perceptual(self, device: torch.device) -> PerceptualDistance:
+        """The same for the loss: on CUDA the trunk runs in bfloat16, half the time for an equal gradient."""
+        dtype = torch.bfloat16 if device.type == "cuda" else None
+        return self.perceptual(device).computing_in(dtype)
+
+    def reconstructor(self, decoder: LatentGaussianDecoder, device: torch.device) -> Reconstructor:
+        """The feed-forward pass for stored latents, unpruned, sharing this object's codec and cache."""
+        reconstructor = Reconstructor(decoder, self.codec(device))
+        reconstructor.conditioning = self.conditioning(device)
+        return reconstructor
+
+    def describe(self, decoder: LatentGaussianDecoder, device: torch.device) -> list[str]:
+        """One line for each part in use."""
+        codec = self._codec_name
+        if codec == "linear":
+            codec = "embedded linear 8x8x8 transform (no network, not the Cosmos tokenizer)"
+        num_parameters = sum(parameter.numel() for parameter in decoder.parameters())
+        return [
+            f"Decoder: {num_parameters:,} parameters, one Gaussian per {decoder.config.cell_size} pixels squared",
+            describe_scan_backend(decoder.scan),
+            describe_backend(self._config.render, device),
+            f"Codec: {codec}",
+            f"Perceptual distance: {self.perceptual(device).name}",
+        ]

@@ -1,0 +1,46 @@
+"""Metrics and pictures of one evaluation image."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from nerfstudio.utils import colormaps
+from torch import Tensor
+
+from lyra_ns.evaluation.metrics import psnr, relative_depth_error, ssim
+from lyra_ns.perceptual import SMALLEST_SIDE, PerceptualDistance
+
+
+@torch.no_grad()
+def image_metrics(
+    rgb: Float[Tensor, "H W 3"],
+    true_rgb: Float[Tensor, "H W 3"],
+    depth: Float[Tensor, "H W 1"],
+    true_depth: Float[Tensor, "H W 1"] | None,
+    perceptual: PerceptualDistance,
+) -> dict[str, float]:
+    """psnr, ssim, lpips and, where the true depth is known, depth_error."""
+    image, truth = rgb.movedim(-1, 0)[None], true_rgb.movedim(-1, 0)[None]
+    metrics = {"psnr": psnr(rgb[None], true_rgb[None]), "ssim": ssim(rgb[None], true_rgb[None])}
+    if min(rgb.shape[:2]) >= SMALLEST_SIDE:
+        metrics["lpips"] = perceptual(image, truth)
+    if true_depth is not None:
+        metrics["depth_error"] = relative_depth_error(depth[None, ..., 0], true_depth[None, ..., 0])
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def depth_picture(
+    depth: Float[Tensor, "H W 1"],
+    true_depth: Float[Tensor, "H W 1"] | None,
+    accumulation: Float[Tensor, "H W 1"],
+) -> Float[Tensor, "H W2 3"]:
+    """Depth in colour; beside the true one, on the same range, where it is known."""
+    if true_depth is None:
+        return colormaps.apply_depth_colormap(depth, accumulation=accumulation)
+    known = true_depth[true_depth > 0]
+    near, far = (float(known.min()), float(known.max())) if len(known) else (None, None)
+    pictures = [
+        colormaps.apply_depth_colormap(true_depth, near_plane=near, far_plane=far),
+        colormaps.apply_depth_colormap(depth, accumulation=accumulation, near_plane=near, far_plane=far),
+    ]
+    return torch.cat(pictures, 1)

@@ -1,0 +1,283 @@
+"""LyraModel: nerfstudio's view of the decoder. Gaussians are predicted from latents, never optimised."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.scene_box import OrientedBox
+from nerfstudio.engine.callbacks import (
+    TrainingCallback,
+    TrainingCallbackAttributes,
+    TrainingCallbackLocation,
+)
+from nerfstudio.models.splatfacto import SplatfactoModel
+from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor, nn
+
+from lyra_ns.conditioning import Conditioning
+from lyra_ns.data.gathering import PendingBatch
+from lyra_ns.data.types import SceneBatch
+from lyra_ns.decoder import LatentGaussianDecoder
+from lyra_ns.decoder_graphs import GraphedDecoder
+from lyra_ns.gaussians import Gaussians, prune
+from lyra_ns.plugin.errors import CheckpointMismatch, DataError, reading_data
+from lyra_ns.plugin.frozen import FrozenParts
+from lyra_ns.plugin.gauss_params import SH_C0, nothing_to_show, splatfacto_params, without_invalid
+from lyra_ns.plugin.image_metrics import depth_picture, image_metrics
+from lyra_ns.plugin.initial_weights import load_initial_weights
+from lyra_ns.plugin.model_config import LyraModelConfig
+from lyra_ns.plugin.scene_cache import SceneCache, SceneRequest
+from lyra_ns.plugin.scenes import SceneLibrary
+from lyra_ns.plugin.training_step import BatchOutputs, check_targets, loss_terms, metrics_of_batch
+from lyra_ns.plugin.viewer_panel import ViewerPanel
+from lyra_ns.plugin.views import camera_path_of
+from lyra_ns.rendering import render
+
+
+class LyraModel(SplatfactoModel):
+    """Feed-forward decoder in the place where nerfstudio expects an optimised splat.
+
+    It is a SplatfactoModel because ns-export and the viewer ask for one; of its parent it uses only the
+    properties that read `gauss_params`.
+    """
+
+    config: LyraModelConfig
+
+    def populate_modules(self) -> None:
+        """Build the decoder; nothing of the parent's, which would fetch LPIPS and place random points."""
+        self.decoder = LatentGaussianDecoder(self.config.decoder)
+        self._graphed = GraphedDecoder(self.decoder) if self.config.use_cuda_graphs else None
+        metadata = self.kwargs.get("metadata") or {}
+        # Frozen networks live in a plain object: they belong neither into checkpoints nor to the optimiser.
+        self._frozen = FrozenParts(self.config, metadata.get("codec", "linear"))
+        self._cache = SceneCache(self._decode_scene)
+        self._scenes: SceneLibrary | None = None
+        self._weights_version = 0
+        self._viewer_background: Tensor | None = None
+        self.crop_box: OrientedBox | None = None
+        self.step = 0
+
+    # ---- scenes ------------------------------------------------------------------------------------
+
+    def attach_scenes(self, scenes: SceneLibrary) -> None:
+        """Tell the model where the inputs of scenes come from; needed before anything is shown."""
+        self._scenes = scenes
+        self._cache.clear()
+        self.lyra = ViewerPanel(
+            scenes.names, scenes.active, scenes.trajectories(scenes.active), 1.0 - self.config.prune_ratio
+        )
+
+    def describe_parts(self) -> list[str]:
+        """One line for each part in use: scan, renderer, codec, perceptual distance."""
+        return self._frozen.describe(self.decoder, self.device)
+
+    @property
+    def prune_ratio(self) -> float:
+        """Share of Gaussians that is dropped at the present step."""
+        return self.config.prune_ratio if self.step >= self.config.prune_from_step else 0.0
+
+    @torch.no_grad()
+    def _decode_scene(self, request: SceneRequest) -> Gaussians:
+        assert self._scenes is not None, "attach_scenes comes first"
+        inputs = self._scenes.inputs(request.scene, request.trajectories)
+        reconstruct = self._frozen.reconstructor(self.decoder, self.device)
+        gaussians = reconstruct(inputs.z, inputs.cameras, request.target_time)
+        return without_invalid(gaussians.transform(inputs.reference_from_first.to(self.device)))
+
+    def _request(self, scene: str, trajectories: tuple[int, ...], times: Tensor | None) -> SceneRequest:
+        assert self._scenes is not None, "attach_scenes comes first"
+        if not self._scenes.is_dynamic or not self.config.decoder.use_time:
+            return SceneRequest(scene, trajectories)
+        time = self.config.target_time if times is None else float(times.reshape(-1)[0])
+        return SceneRequest(scene, trajectories, self._scenes.nearest_time(time))
+
+    def _shown(self, times: Tensor | None, may_be_stale: bool) -> Gaussians:
+        """What the viewer, ns-render and ns-export show: the panel's scene through the panel's filters."""
+        state = self.lyra.state()
+        request = self._request(state.scene, state.trajectories, times)
+        try:
+            gaussians = self._cache.get(request, self._weights_version, may_be_stale)
+        except DataError as error:
+            # A scene with a damaged file, chosen in the viewer: a thread there must not die of it.
+            CONSOLE.log(f"lyra: {error}")
+            self.lyra.show_stats(str(error))
+            return nothing_to_show(self.device)
+        shown = state.filter(gaussians)
+        self.lyra.show_stats(f"{shown.num:,} of {gaussians.num:,} Gaussians")
+        return shown
+
+    def _evaluated(self, scene: str, times: Tensor | None) -> Gaussians:
+        """What is measured on `scene`: all of its trajectories, pruned as the configuration says."""
+        assert self._scenes is not None, "attach_scenes comes first"
+        request = self._request(scene, tuple(self._scenes.trajectories(scene)), times)
+        return prune(self._cache.get(request, self._weights_version), self.prune_ratio)
+
+    # ---- training ----------------------------------------------------------------------------------
+
+    def complete(self, batch: PendingBatch) -> SceneBatch:
+        """The batch with its target frames, decoded by the codec where they are latents."""
+        return batch.complete(self._frozen.codec(self.device))
+
+    def condition(self, batch: SceneBatch) -> tuple[Tensor, Conditioning]:
+        """Raw latents and conditioning of a batch."""
+        codec, builder = self._frozen.codec(self.device), self._frozen.conditioning(self.device)
+        target_time = batch.target_time if self.config.decoder.use_time else None
+        return codec.from_diffusion(batch.latents.float()), builder.build(batch.cameras, target_time)
+
+    def forward(  # type: ignore[override]
+        self, ray_bundle: Cameras | None, batch: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Outputs of a training batch, or of one camera when there is none."""
+        if batch is None:
+            assert ray_bundle is not None
+            return self.get_outputs(ray_bundle)
+        if self.training:
+            self._weights_version += 1
+        scenes: SceneBatch = batch["scenes"]
+        raw_latents, conditioning = self.condition(scenes)
+        gaussians = (self._graphed or self.decoder)(raw_latents, conditioning)
+        kept = prune(gaussians, self.prune_ratio)
+        if self.training and self.step < self.num_warm_start_steps:
+            return vars(BatchOutputs(gaussians, kept, conditioning.rays, None))
+        rendered = render(kept, scenes.target_cameras, self.config.render)
+        return vars(BatchOutputs(gaussians, kept, conditioning.rays, rendered))
+
+    @property
+    def num_warm_start_steps(self) -> int:
+        """First steps in which single Gaussians are regressed; none when it starts from trained weights."""
+        return self.config.warm_start_steps if self.config.init_from == "none" else 0
+
+    def uses_attributes_at(self, step: int) -> bool:
+        """Whether the loss of `step` compares single Gaussians with depth and colour of their pixels."""
+        return step < self.num_warm_start_steps or self.config.loss.attributes > 0
+
+    def get_loss_dict(
+        self, outputs: dict[str, Any], batch: dict[str, Any], metrics_dict: dict[str, Any] | None = None
+    ) -> dict[str, Tensor]:
+        """Weighted terms of the loss."""
+        perceptual = self._frozen.training_perceptual(self.device) if self.config.loss.lpips else None
+        return loss_terms(BatchOutputs(**outputs), batch["scenes"], self.config.loss, perceptual)
+
+    def get_metrics_dict(self, outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Tensor]:
+        """What is logged beside the loss; nothing here waits for the device."""
+        return metrics_of_batch(BatchOutputs(**outputs), batch["scenes"])
+
+    @torch.no_grad()
+    def prepare_training(self, first_batch: PendingBatch) -> None:
+        """First weights and input statistics; DataError if the data lacks what the losses need."""
+        with reading_data():
+            load_initial_weights(self.decoder, self.config.init_from)
+        batch = self.complete(first_batch)
+        check_targets(batch, self.config.loss, self.uses_attributes_at(0))
+        if self.config.decoder.input_statistics and self.config.init_from == "none":
+            raw_latents, conditioning = self.condition(batch)
+            self.decoder.set_input_statistics(raw_latents, conditioning.plucker)
+        self._weights_version += 1
+
+    def get_param_groups(self) -> dict[str, list[nn.Parameter]]:
+        """One group: the decoder."""
+        return {"decoder": list(self.decoder.parameters())}
+
+    def get_training_callbacks(
+        self, training_callback_attributes: TrainingCallbackAttributes
+    ) -> list[TrainingCallback]:
+        """Keep the step; densification, which the parent would do here, has no place."""
+        return [TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], self.update_to_step)]
+
+    def update_to_step(self, step: int) -> None:
+        """Set the step that warm start and pruning go by."""
+        self.step = step
+
+    def load_state_dict(  # type: ignore[override]
+        self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load exactly these weights; CheckpointMismatch names what is missing and what is unexpected."""
+        own = self.state_dict()
+        missing, unexpected = sorted(own.keys() - state_dict.keys()), sorted(state_dict.keys() - own.keys())
+        reshaped = [k for k in own.keys() & state_dict.keys() if own[k].shape != state_dict[k].shape]
+        if missing or unexpected or reshaped:
+            raise CheckpointMismatch(
+                f"the checkpoint belongs to another network: missing {missing[:5]}, "
+                f"unexpected {unexpected[:5]}, of another shape {sorted(reshaped)[:5]}; "
+                "give the --pipeline.model.decoder options that it was trained with"
+            )
+        self._weights_version += 1
+        return nn.Module.load_state_dict(self, state_dict, strict=True, assign=assign)
+
+    # ---- what the host reads ----------------------------------------------------------------------
+
+    @property
+    def gauss_params(self) -> dict[str, Tensor]:
+        """The shown Gaussians in splatfacto's spaces and the z-up world."""
+        return splatfacto_params(self._shown(None, may_be_stale=False))
+
+    @property
+    def shs_0(self) -> Tensor:
+        """SH coefficients of degree 0; the parent would take `features_dc` for colour logits."""
+        return self.features_dc
+
+    @property
+    def colors(self) -> Tensor:
+        """Colours from 0 to 1."""
+        return 0.5 + SH_C0 * self.features_dc
+
+    def set_background(self, background_color: Tensor) -> None:
+        """Colour behind the viewer's next frame only: evaluation keeps the background of the method."""
+        assert background_color.shape == (3,)
+        self._viewer_background = background_color
+
+    @torch.no_grad()
+    def get_outputs_for_camera(
+        self, camera: Cameras, obb_box: OrientedBox | None = None
+    ) -> dict[str, Tensor]:
+        """Images of one camera: rgb, z-depth, accumulation, background, each [H, W, C]."""
+        self.set_crop(obb_box)
+        return self.get_outputs(camera.to(self.device))
+
+    def get_outputs(self, camera: Cameras) -> dict[str, Tensor]:  # type: ignore[override]
+        """As `get_outputs_for_camera`, on the model's device. A scene named in the metadata is evaluated."""
+        viewer_background, self._viewer_background = self._viewer_background, None
+        scene = (camera.metadata or {}).get("scene")
+        if scene is None:
+            gaussians = self._shown(camera.times, may_be_stale=viewer_background is not None)
+        else:
+            gaussians = self._evaluated(scene, camera.times)
+        settings = self.config.render
+        if viewer_background is not None:
+            settings = replace(settings, background=tuple(viewer_background.tolist()))
+        rendered = render(self._cropped(gaussians), camera_path_of(camera), settings)
+        alpha = rendered.alpha[0, ..., None]
+        depth = rendered.depth[0, ..., None]
+        return {
+            "rgb": rendered.rgb[0].clamp(0.0, 1.0),
+            # Where nothing is seen the viewer wants the far end, not something before the camera.
+            "depth": torch.where(alpha > 0, depth, depth.max()),
+            "accumulation": alpha,
+            "background": alpha.new_tensor(settings.background).expand(*alpha.shape[:2], 3),
+        }
+
+    def _cropped(self, gaussians: Gaussians) -> Gaussians:
+        if self.crop_box is None:
+            return gaussians
+        inside = self.crop_box.within(splatfacto_params(gaussians)["means"]).reshape(-1)
+        index = inside.nonzero()[:, 0]
+        return gaussians.select(index if len(index) else index.new_zeros(1))
+
+    def get_image_metrics_and_images(
+        self, outputs: dict[str, Tensor], batch: dict[str, Any]
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """psnr, ssim, lpips and depth_error of one image, and pictures of truth beside prediction."""
+        truth = batch["image"].to(self.device)
+        true_depth = batch.get("depth_image")
+        true_depth = None if true_depth is None else true_depth.to(self.device)
+        metrics = image_metrics(
+            outputs["rgb"], truth, outputs["depth"], true_depth, self._frozen.perceptual(self.device)
+        )
+        images = {
+            "img": torch.cat([truth, outputs["rgb"]], 1),
+            "depth": depth_picture(outputs["depth"], true_depth, outputs["accumulation"]),
+        }
+        return metrics, images

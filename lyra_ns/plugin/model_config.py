@@ -1,0 +1,57 @@
+"""Configuration of LyraModel, apart from it because the model pulls in nerfstudio's splatfacto and gsplat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from nerfstudio.models.base_model import ModelConfig
+
+from lyra_ns.decoder_config import DecoderConfig
+from lyra_ns.losses import LossConfig
+from lyra_ns.rendering.types import RenderSettings
+
+if TYPE_CHECKING:
+    from lyra_ns.plugin.model import LyraModel
+
+
+def lyra_model(config: LyraModelConfig, **kwargs: Any) -> LyraModel:
+    """The model of `config`, its module imported only now: a plugin must load where gsplat is broken."""
+    from lyra_ns.plugin.model import LyraModel
+
+    return LyraModel(config, **kwargs)
+
+
+@dataclass
+class LyraModelConfig(ModelConfig):
+    """A latent Gaussian decoder and how it is trained and shown."""
+
+    _target: Any = field(default_factory=lambda: lyra_model)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    """The network; defaults are the paper's."""
+    init_from: str = "none"
+    """`none`: random weights; `shipped`: the decoder inside this package; or a file (.safetensors, .pt)."""
+    codec: str = "auto"
+    """Codec of the latents: `auto` (what the data's manifest names), `linear`, or `cosmos:PATH`."""
+    prune_ratio: float = 0.0
+    """Share of Gaussians dropped, the least opaque ones; 0.8 in the paper's last stage."""
+    prune_from_step: int = 0
+    """Step from which on Gaussians are dropped."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Weights of the losses."""
+    lpips_net: Literal["vgg", "alex"] = "vgg"
+    """Network of the perceptual loss and of the LPIPS that evaluation reports."""
+    render: RenderSettings = field(default_factory=RenderSettings)
+    """Constants of rasterization."""
+    warm_start_steps: int = 0
+    """First steps that regress colour and distance of each Gaussian directly (small-scale stabiliser).
+
+    Only with random weights: a decoder that starts from trained ones would forget."""
+    use_cuda_graphs: bool = False
+    """Replay the decoder's training step as CUDA graphs; pays for small decoders on one GPU."""
+    target_time: float = 0.0
+    """Moment of a dynamic scene that is shown where the camera names none, 0 to 1; ns-export uses it."""
+    sh_degree: int = 0
+    """Read by ns-export; Lyra's colours do not depend on the direction."""
+    enable_collider: bool = False
+    """Unused: there are no rays."""

@@ -1,0 +1,76 @@
+"""`ns-train lyra-tiny`: a small decoder for CPUs and small GPUs, which starts from weights that ship."""
+
+from __future__ import annotations
+
+import torch
+from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
+from nerfstudio.engine.trainer import TrainerConfig
+from nerfstudio.plugins.types import MethodSpecification
+
+from lyra_ns.data.sampling import SamplingConfig
+from lyra_ns.decoder_config import DecoderConfig
+from lyra_ns.gaussians import GaussianHeadConfig
+from lyra_ns.losses import LossConfig
+from lyra_ns.plugin.datamanager import LyraDataManagerConfig
+from lyra_ns.plugin.model_config import LyraModelConfig
+from lyra_ns.plugin.optimizers import DecoderAdamWConfig
+from lyra_ns.plugin.pipeline import LyraPipelineConfig
+from lyra_ns.plugin.schedulers import WarmupSchedulerConfig
+
+TINY_DECODER = DecoderConfig(
+    width=256,
+    depth=12,
+    pattern="3M1T",
+    num_heads=4,
+    state_size=64,
+    head_dim=64,
+    input_statistics=True,
+    init="damped",
+    head=GaussianHeadConfig(
+        near=1.0,
+        far=30.0,
+        distance_law="logarithmic",
+        distance_shift=0.0,
+        scale_law="footprint",
+        identity_rotation=True,
+    ),
+)
+"""Sizes of the decoder that ships, with the stabilisers that small data needs (cpu_and_assets.md 5.3)."""
+
+lyra_tiny = MethodSpecification(
+    config=TrainerConfig(
+        method_name="lyra-tiny",
+        steps_per_eval_batch=500,
+        steps_per_eval_image=500,
+        steps_per_eval_all_images=2000,
+        steps_per_save=500,
+        max_num_iterations=15_000,
+        mixed_precision=False,  # nerfstudio would mean float16; the decoder opens bfloat16 by itself
+        machine=MachineConfig(device_type="cuda" if torch.cuda.is_available() else "cpu"),
+        pipeline=LyraPipelineConfig(
+            datamanager=LyraDataManagerConfig(
+                sampling=SamplingConfig(
+                    num_target_frames=2,
+                    target_distribution="uniform",
+                    cross_view_targets=True,
+                    num_target_trajectories=3,
+                )
+            ),
+            model=LyraModelConfig(
+                decoder=TINY_DECODER,
+                init_from="shipped",
+                loss=LossConfig(mse=4.0, lpips=0.25, lpips_net="alex", opacity=0.02),
+                warm_start_steps=1000,
+            ),
+        ),
+        optimizers={
+            "decoder": {
+                "optimizer": DecoderAdamWConfig(lr=2e-4),
+                "scheduler": WarmupSchedulerConfig(warmup_steps=100),
+            }
+        },
+        viewer=ViewerConfig(num_rays_per_chunk=1 << 15),
+        vis="viewer",
+    ),
+    description="Lyra, small: starts from a decoder inside the package, runs on CPUs and small GPUs.",
+)
