@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from torch import Tensor
 from lyra_ns.codec.linear import BLOCK, FIRST_SIZE, GROUP_GAIN, GROUP_SIZE, LinearCodec, blocks_of_video
 from lyra_ns.codec.statistics import LatentStatistics
 from lyra_ns.data.files import write_whole
+from lyra_ns.data.store import LyraStore
+
+MAX_BLOCKS_PER_CLIP = 4096
+"""Blocks taken of one clip; 256 x 160 with 17 frames has 1280."""
 
 
 class _Moments:
@@ -24,14 +29,15 @@ class _Moments:
         self.products = torch.zeros(size, size, dtype=torch.float64)
 
     def add(self, blocks: Float[Tensor, "*batch D"]) -> None:
-        """Counts these blocks in."""
+        """Counts the blocks of one clip in; of a large clip evenly spread ones, to bound the time."""
         rows = blocks.reshape(-1, blocks.shape[-1])
+        rows = rows[:: -(-len(rows) // MAX_BLOCKS_PER_CLIP)]
         self.count += len(rows)
         self.total += rows.sum(0, dtype=torch.float64).cpu()
         self.products += (rows.T @ rows).double().cpu()
 
     def principal(self, num_channels: int, direction: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
-        """(mean [D], orthonormal rows [C, D], variances [C], share of the variance they hold).
+        """(mean [D], orthonormal rows [C, D], their variances [C], squared error per number that stays).
 
         Each row points along `direction`: eigenvectors are only known up to their sign.
         """
@@ -41,7 +47,7 @@ class _Moments:
         basis = vectors[:, -num_channels:].T.flip(0)
         kept = variances[-num_channels:].flip(0)
         signs = torch.where(basis @ direction < 0, -1.0, 1.0)
-        return mean, basis * signs[:, None], kept, float(kept.sum() / variances.sum())
+        return mean, basis * signs[:, None], kept, float((variances.sum() - kept.sum()) / len(mean))
 
 
 def _sign_directions() -> tuple[Float[Tensor, " 192"], Float[Tensor, " 1536"]]:
@@ -60,10 +66,17 @@ class CodecFit:
     """The codec."""
     num_videos: int
     """Videos it was fitted to."""
-    first_variance_share: float
-    """Share of the variance of first-frame blocks that 16 channels hold."""
-    group_variance_share: float
-    """Share of the variance of 8-frame blocks that 16 channels hold."""
+    first_error: float
+    """Mean squared error of first frames, colours from -1 to 1."""
+    group_error: float
+    """Mean squared error of later frames."""
+
+    def __str__(self) -> str:
+        """One sentence with what the codec loses on the videos it was fitted to."""
+        first, later = (10 * math.log10(4 / error) for error in (self.first_error, self.group_error))
+        return (
+            f"fitted to {self.num_videos} videos: PSNR {first:.1f} dB on first frames, {later:.1f} dB later"
+        )
 
 
 def fit_linear_codec(videos: Iterable[Float[Tensor, "N 3 L H W"]], num_channels: int = 16) -> CodecFit:
@@ -72,19 +85,19 @@ def fit_linear_codec(videos: Iterable[Float[Tensor, "N 3 L H W"]], num_channels:
     ValueError when the videos hold too few different blocks to fit a basis.
     """
     first, group, num_videos = _Moments(FIRST_SIZE), _Moments(GROUP_SIZE), 0
-    for video in videos:
-        first_blocks, group_blocks = blocks_of_video(video.float())
+    for clip in (clip for video in videos for clip in video.split(1)):
+        first_blocks, group_blocks = blocks_of_video(clip.float())
         first.add(first_blocks)
         group.add(group_blocks)
-        num_videos += len(video)
+        num_videos += 1
     if min(first.count, group.count) <= num_channels:
         raise ValueError(
             f"fitting {num_channels} channels needs more than {num_channels} blocks of each kind, found "
             f"{first.count} of first frames and {group.count} of 8-frame groups: give more or larger videos"
         )
     still, moving = _sign_directions()
-    first_mean, first_basis, first_variances, first_share = first.principal(num_channels, still)
-    group_mean, group_basis, group_variances, group_share = group.principal(num_channels, moving)
+    first_mean, first_basis, first_variances, first_error = first.principal(num_channels, still)
+    group_mean, group_basis, group_variances, group_error = group.principal(num_channels, moving)
     if min(first_variances[-1], group_variances[-1]) <= 1e-10:
         raise ValueError(
             f"the videos vary in fewer than {num_channels} ways, so no basis can be fitted: give more videos"
@@ -98,11 +111,27 @@ def fit_linear_codec(videos: Iterable[Float[Tensor, "N 3 L H W"]], num_channels:
         group_mean=group_mean.float(),
         statistics=LatentStatistics(means.float(), stds.float(), repeat_last=True),
     )
-    return CodecFit(codec, num_videos, first_share, group_share)
+    return CodecFit(codec, num_videos, first_error, group_error)
 
 
 def fit_codec_file(videos: Iterable[Float[Tensor, "N 3 L H W"]], path: Path) -> CodecFit:
-    """Fits the linear codec to `videos` and writes it to `path`; the body of `ns-lyra fit-codec`."""
+    """Fits the linear codec to `videos` and writes it to `path`."""
     fit = fit_linear_codec(videos)
     write_whole(path, fit.codec.to_bytes())
     return fit
+
+
+def fit_from_store(data: Path, output: Path, num_scenes: int = 48) -> CodecFit:
+    """Fits the linear codec to the rgb files of training scenes of a data set; the body of `fit-codec`."""
+    store = LyraStore(data)
+    splits = store.manifest.splits if store.manifest else {}
+    names = splits.get("train") or store.names
+    return fit_codec_file(_stored_videos(store, names[:num_scenes]), output)
+
+
+def _stored_videos(store: LyraStore, names: Sequence[str]) -> Iterator[Float[Tensor, "1 3 L H W"]]:
+    for name in names:
+        for clip in store.scene(name).clips.values():
+            frames = clip.rgb()
+            usable = (len(frames) - 1) // BLOCK * BLOCK + 1
+            yield frames[:usable].transpose(0, 1)[None] / 127.5 - 1

@@ -5,6 +5,7 @@ Shape letters: N videos, L frames (8k + 1), T latent frames (k + 1), C latent ch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -70,4 +71,15 @@ class VideoCodec(Protocol):
 
     def from_diffusion(self, z: Float[Tensor, "*batch C T h w"]) -> Float[Tensor, "*batch C T h w"]:
         """Raw latents from diffusion space: (z / 0.5) std + mean."""
+        ...
+
+
+@runtime_checkable
+class FrameDecoder(Protocol):
+    """A codec that can decode single frames for less than the whole video."""
+
+    def decode_frames(
+        self, raw: Sequence[Float[Tensor, "C T h w"]], frames: Sequence[int]
+    ) -> Float[Tensor, "n 3 H W"]:
+        """Frame `frames[n]` of the video of `raw[n]`, equal to what `decode` gives there."""
         ...

@@ -12,6 +12,7 @@ Shape letters: N videos, L frames (8k + 1), T latent frames (k + 1), C latent ch
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -83,6 +84,28 @@ class LinearCodec:
         groups = rows[:, 1:] @ (self.group_basis / GROUP_GAIN) + group_rest
         return video_of_blocks(first, groups)
 
+    def decode_frames(
+        self, raw: Sequence[Float[Tensor, "C T h w"]], frames: Sequence[int]
+    ) -> Float[Tensor, "n 3 H W"]:
+        """Frame `frames[n]` of the video of `raw[n]`, for the price of one frame."""
+        bases, rests = zip(*(self._frame_basis(frame) for frame in frames), strict=True)
+        latent_frames = [(frame + BLOCK - 1) // BLOCK for frame in frames]
+        cells = torch.stack([clip[:, latent] for clip, latent in zip(raw, latent_frames, strict=True)])
+        rows = cells.float().permute(0, 2, 3, 1).flatten(1, 2)
+        blocks = torch.baddbmm(torch.stack(rests)[:, None], rows, torch.stack(bases))
+        blocks = blocks.unflatten(1, cells.shape[2:]).unflatten(-1, (3, BLOCK, BLOCK))
+        return blocks.permute(0, 3, 1, 4, 2, 5).flatten(-2).flatten(-3, -2)
+
+    def _frame_basis(self, frame: int) -> tuple[Float[Tensor, "C 192"], Float[Tensor, " 192"]]:
+        """Basis and constant of one frame's blocks."""
+        if frame == 0:
+            return self.first_basis, outside_basis(self.first_mean, self.first_basis)
+        place = (frame - 1) % BLOCK
+        basis = self.group_basis.unflatten(-1, (3, BLOCK, FIRST_SIZE // 3))[:, :, place].flatten(-2)
+        rest = outside_basis(self.group_mean, self.group_basis)
+        rest = rest.unflatten(-1, (3, BLOCK, FIRST_SIZE // 3))[:, place].flatten()
+        return basis / GROUP_GAIN, rest
+
     def to_diffusion(self, raw: Float[Tensor, "*batch C T h w"]) -> Float[Tensor, "*batch C T h w"]:
         """Latents in diffusion space: 0.5 (raw - mean) / std."""
         return self.statistics.to_diffusion(raw)
@@ -138,14 +161,13 @@ def video_of_blocks(
 ) -> Float[Tensor, "N 3 L H W"]:
     """The video whose blocks these are (inverse of `blocks_of_video`)."""
     num_videos, num_groups, rows, columns, _ = groups.shape
-    size = (rows * BLOCK, columns * BLOCK)
-    first = first[:, 0].unflatten(-1, (3, BLOCK, BLOCK)).permute(0, 3, 1, 4, 2, 5)
+    shape = (num_videos, 3, num_groups * BLOCK + 1, rows * BLOCK, columns * BLOCK)
+    video = torch.empty(shape, dtype=groups.dtype, device=groups.device)
+    # Written through a view with the axes of blocks, so that every number is moved once.
+    view = video.unflatten(-1, (columns, BLOCK)).unflatten(-3, (rows, BLOCK))
+    view[:, :, 0] = first[:, 0].unflatten(-1, (3, BLOCK, BLOCK)).permute(0, 3, 1, 4, 2, 5)
     groups = groups.unflatten(-1, (3, BLOCK, BLOCK, BLOCK)).permute(0, 4, 1, 5, 2, 6, 3, 7)
-    video = torch.empty(
-        num_videos, 3, num_groups * BLOCK + 1, *size, dtype=groups.dtype, device=groups.device
-    )
-    video[:, :, 0] = first.reshape(num_videos, 3, *size)
-    video[:, :, 1:] = groups.reshape(num_videos, 3, num_groups * BLOCK, *size)
+    view[:, :, 1:].unflatten(2, (num_groups, BLOCK)).copy_(groups)
     return video
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lyra_ns.cameras import CameraPath, relative_to, stack_cameras
-from lyra_ns.codec.interface import VideoCodec
+from lyra_ns.codec.interface import FrameDecoder, VideoCodec
 from lyra_ns.data.loaded import SceneSource
 from lyra_ns.data.plans import SamplingConfig, ScenePlan
 from lyra_ns.data.types import SceneBatch
@@ -72,8 +72,13 @@ class PendingBatch:
         num_scenes, num_inputs = self.ready["latents"].shape[:2]
         targets = dict(self._file_targets())
         cells = self._file_cells()
-        for first_row, videos in self._decoded(codec):
-            targets |= self._picked(first_row, videos)
+        num_clips = self._num_teacher_clips
+        if isinstance(codec, FrameDecoder):
+            targets |= self._single_frames(codec)
+            num_clips = num_scenes * num_inputs if self._inputs_are_decoded else 0
+        for first_row, videos in self._decoded(codec, num_clips):
+            if not isinstance(codec, FrameDecoder):
+                targets |= self._picked(first_row, videos)
             if self._inputs_are_decoded:
                 inputs = videos[: max(num_scenes * num_inputs - first_row, 0)]
                 cells += [self._cell_means(video.transpose(0, 1)) for video in inputs]
@@ -97,17 +102,27 @@ class PendingBatch:
         clips = self.sources.input_frames
         return [] if clips is None else [self._cell_means(clip.float() / 255) for clip in clips]
 
-    def _decoded(self, codec: VideoCodec) -> Iterator[tuple[int, Float[Tensor, "n 3 L H W"]]]:
-        """First row and decoded clips from 0 to 1, a bounded number at a time."""
-        latents = self.sources.teacher_latents
-        if latents is None:
-            return
+    @property
+    def _num_teacher_clips(self) -> int:
+        return 0 if self.sources.teacher_latents is None else len(self.sources.teacher_latents)
+
+    def _single_frames(self, codec: Any) -> dict[int, Tensor]:
+        """The decoded target frames by place, each by itself. `codec` is a VideoCodec and a FrameDecoder."""
+        if not self.sources.decoded_slots:
+            return {}
+        raw = codec.from_diffusion(self.sources.teacher_latents.float())
+        rows, frames, slots = zip(*self.sources.decoded_slots, strict=True)
+        images = _to_unit_range(codec.decode_frames([raw[row] for row in rows], frames))
+        return dict(zip(slots, images.permute(0, 2, 3, 1), strict=True))
+
+    def _decoded(self, codec: VideoCodec, num_clips: int) -> Iterator[tuple[int, Tensor]]:
+        """First row and videos [n, 3, L, H, W] from 0 to 1 of the first clips, a bounded number at a time."""
         cameras: CameraPath = self.ready["cameras"]
         numbers_per_clip = 3 * cameras.shape[-1] * cameras.height * cameras.width
         at_once = max(1, DECODED_NUMBERS_AT_ONCE // numbers_per_clip)
-        for row in range(0, len(latents), at_once):
-            raw = codec.from_diffusion(latents[row : row + at_once].float())
-            yield row, codec.decode(raw).add(1).div(2).clamp(0, 1)
+        for row in range(0, num_clips, at_once):
+            z = self.sources.teacher_latents[row : min(row + at_once, num_clips)]
+            yield row, _to_unit_range(codec.decode(codec.from_diffusion(z.float())))
 
     def _picked(self, first_row: int, videos: Tensor) -> dict[int, Tensor]:
         """The target frames among these clips, by place. Stacking copies them, so the clips can be freed."""
@@ -125,6 +140,10 @@ class PendingBatch:
         return functional.avg_pool2d(frames, self.config.cell_size).permute(0, 2, 3, 1)
 
 
+def _to_unit_range(colours: Tensor) -> Tensor:
+    return colours.add(1).mul_(0.5).clamp_(0, 1)
+
+
 def gather(scenes: Sequence[SceneSource], plans: Sequence[ScenePlan], config: SamplingConfig) -> PendingBatch:
     """The tensors that the plans ask for, on the scenes' device, frames not decoded yet.
 
@@ -136,6 +155,8 @@ def gather(scenes: Sequence[SceneSource], plans: Sequence[ScenePlan], config: Sa
     batch_latents = torch.stack([_stacked(z, "latents") for z in inputs]).float()
     device = batch_latents.device
     cameras, target_cameras = _relative_cameras(pairs)
+    if config.warm_start:
+        _check_cells(cameras, config.cell_size)
     ready = {
         "names": [scene.name for scene in scenes],
         "trajectories": [list(plan.inputs) for plan in plans],
@@ -228,6 +249,14 @@ def _input_depth(pairs: ScenePlans, cell_size: int) -> Float[Tensor, "B V L rows
         for trajectory in plan.inputs
     ]
     return _stacked(clips, "depth").float().unflatten(0, (len(pairs), -1))
+
+
+def _check_cells(cameras: CameraPath, cell_size: int) -> None:
+    if cameras.height % cell_size or cameras.width % cell_size:
+        raise ValueError(
+            f"cell_size must divide the image size {cameras.height}x{cameras.width}, found {cell_size}: take "
+            "the decoder's"
+        )
 
 
 def _input_frames(pairs: ScenePlans) -> UInt8[Tensor, "inputs L 3 H W"]:

@@ -63,7 +63,7 @@ def video_bytes(rgb: UInt8[Tensor, "L 3 H W"]) -> bytes:
         stream.height, stream.width = rgb.shape[-2:]
         stream.pix_fmt = "yuv444p"
         # One thread: x264's output depends on how many it uses.
-        stream.options = {"crf": QUALITY, "preset": "veryfast", "threads": "1"}
+        stream.options = {"crf": QUALITY, "preset": "superfast", "threads": "1"}
         for image in rgb.permute(0, 2, 3, 1).contiguous().cpu().numpy():
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
