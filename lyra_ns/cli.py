@@ -1,0 +1,45 @@
+"""`ns-lyra`: everything around training that nerfstudio's own commands do not do."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Union
+
+import tyro
+
+from lyra_ns.commands.data import CheckData, FitCodec, SampleData
+from lyra_ns.commands.decoder import Convert, FetchLpips
+from lyra_ns.commands.demo import Demo
+from lyra_ns.commands.doctor import Doctor
+from lyra_ns.commands.evaluate import Evaluate, PhotoCheck
+from lyra_ns.commands.reconstruct import Reconstruct
+
+Command = Union[  # noqa: UP007 - tyro reads the Annotated members of a Union
+    Annotated[SampleData, tyro.conf.subcommand("sample-data")],
+    Annotated[CheckData, tyro.conf.subcommand("check-data")],
+    Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")],
+    Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
+    Annotated[PhotoCheck, tyro.conf.subcommand("photo-check")],
+    Annotated[Convert, tyro.conf.subcommand("convert")],
+    Annotated[FitCodec, tyro.conf.subcommand("fit-codec")],
+    Annotated[FetchLpips, tyro.conf.subcommand("fetch-lpips")],
+    Annotated[Demo, tyro.conf.subcommand("demo")],
+    Annotated[Doctor, tyro.conf.subcommand("doctor")],
+]
+
+
+def main() -> None:
+    """Run one command; a mistake in the input ends it with one sentence instead of a traceback."""
+    command = tyro.cli(Command, prog="ns-lyra", description=__doc__)
+    try:
+        command.run()
+    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        if os.environ.get("LYRA_NS_DEBUG"):
+            raise
+        print(f"ns-lyra: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

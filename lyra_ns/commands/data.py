@@ -1,0 +1,95 @@
+"""`ns-lyra sample-data`, `check-data` and `fit-codec`: making and checking data sets."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass
+class SampleData:
+    """Write procedural scenes with exact depth and poses in the official layout, latents included.
+
+    The teacher of this data is a ray caster with a linear codec, not GEN3C with the Cosmos tokenizer.
+    """
+
+    output: Path
+    """Folder to write; scenes that are already complete there are kept."""
+    num_scenes: int = 16
+    """Scenes to train on."""
+    num_held_out: int = 4
+    """Scenes that no training sees, with textures that no training scene uses."""
+    height: int = 160
+    """Image height in pixels, a multiple of 16."""
+    width: int = 256
+    """Image width in pixels, a multiple of 16."""
+    num_frames: int = 17
+    """Frames per trajectory, 8k + 1."""
+    seed: int = 0
+    """Every scene follows from the seed and its number."""
+    dynamic: bool = False
+    """Scenes in which things move, with the six reversed trajectories that 4D training needs."""
+    device: str = "auto"
+    """Where the scenes are rendered: auto, cpu or cuda."""
+    num_workers: int = 0
+    """Workers that encode and write; 0 takes one per core."""
+    texture_atlas: Path | None = None
+    """Textures saved earlier, for a machine without scikit-image."""
+
+    def run(self) -> None:
+        """Write the data set and say how to use it."""
+        from lyra_ns.synthetic import write_sample_data
+
+        write_sample_data(
+            self.output,
+            num_scenes=self.num_scenes,
+            num_held_out=self.num_held_out,
+            height=self.height,
+            width=self.width,
+            num_frames=self.num_frames,
+            seed=self.seed,
+            dynamic=self.dynamic,
+            device=self.device,
+            num_workers=self.num_workers,
+            texture_atlas=self.texture_atlas,
+        )
+        print(f"Train on it with: ns-train lyra-tiny --data {self.output}")
+
+
+@dataclass
+class CheckData:
+    """Read every clip of a data set and name each bad one with the reason."""
+
+    data: Annotated[Path, tyro.conf.Positional]
+    """Folder in the official layout."""
+
+    def run(self) -> None:
+        """Print the report; the exit status is 1 if anything is wrong."""
+        from lyra_ns.data.check import check_dataset
+
+        report = check_dataset(self.data)
+        print(report.as_text())
+        if report.problems:
+            sys.exit(1)
+
+
+@dataclass
+class FitCodec:
+    """Fit the embedded linear codec's basis to the frames of a data set."""
+
+    data: Annotated[Path, tyro.conf.Positional]
+    """Folder in the official layout with rgb files."""
+    output: Path
+    """File to write, ending in .safetensors."""
+    num_scenes: int = 48
+    """Scenes to read."""
+
+    def run(self) -> None:
+        """Write the codec and print what it loses on the same frames."""
+        from lyra_ns.codec.fit import fit_from_store
+
+        print(fit_from_store(self.data, self.output, self.num_scenes))

@@ -1,0 +1,61 @@
+"""The feed-forward pass from end to end: stored latents and cameras in, a pruned Gaussian scene out.
+
+Shape letters: V trajectories, L frames, C T h w latent, G Gaussians.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lyra_ns.cameras import CameraPath, relative_to
+from lyra_ns.codec.interface import VideoCodec
+from lyra_ns.conditioning import ConditioningBuilder
+from lyra_ns.decoder import LatentGaussianDecoder
+from lyra_ns.gaussians import Gaussians, prune
+
+
+@dataclass
+class Reconstructor:
+    """A decoder with all that it needs to read latents as they are stored."""
+
+    decoder: LatentGaussianDecoder
+    """The network, on the device where it should run."""
+    codec: VideoCodec
+    """The codec that made the latents; it also encodes the Plücker maps."""
+    prune_ratio: float = 0.0
+    """Share of Gaussians, the least opaque ones, that are dropped."""
+
+    def __post_init__(self) -> None:
+        self.conditioning = ConditioningBuilder(self.codec, self.decoder.config.cell_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the decoder's weights are."""
+        return next(self.decoder.parameters()).device
+
+    @torch.no_grad()
+    def __call__(
+        self, z: Float[Tensor, "V C T h w"], cameras: CameraPath, target_time: float | None = None
+    ) -> Gaussians:
+        """The Gaussians [G] of one scene, in the frame of the first camera of the first trajectory.
+
+        `z` are latents in diffusion space and `cameras` the paths [V, L] in one common world, both in the
+        order in which the decoder shall read them; `target_time` in [0, 1] for dynamic scenes.
+        """
+        if z.shape[0] != cameras.shape[0]:
+            raise ValueError(
+                f"latents of {z.shape[0]} trajectories came with cameras of {cameras.shape[0]}: give one path each"
+            )
+        relative = relative_to(cameras, cameras.camera_to_world[0, 0])
+        time = None if target_time is None else torch.tensor([target_time], device=self.device)
+        conditioning = self.conditioning.build(relative[None].to(self.device), time)
+        raw = self.codec.from_diffusion(z[None].to(self.device).float())
+        was_training = self.decoder.training
+        self.decoder.eval()
+        gaussians = self.decoder(raw, conditioning)
+        self.decoder.train(was_training)
+        return prune(gaussians, self.prune_ratio).scene(0)
