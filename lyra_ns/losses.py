@@ -49,6 +49,9 @@ class LossConfig:
     warm_start_rgb: float = 2.0
     """Weight of the colour error of single Gaussians in the attribute warm start."""
 
+    attributes: float = 0.0
+    """Weight of the warm start's errors after it, so that geometry stays tied to the depth (stabiliser)."""
+
     @property
     def penalises_pruned_opacities(self) -> bool:
         """Whether the opacity term is meant for the Gaussians that pruning kept (official) or for all."""

@@ -20,6 +20,8 @@ __all__ = ["PerceptualDistance", "fetch_lpips_trunk", "load_lpips"]
 
 LPIPS_EPSILON = 1e-10
 """Added to a feature's length before dividing by it, as in the `lpips` package."""
+PIXELS_AT_ONCE = 2**25
+"""Pixels that go through the trunk at once unless told otherwise: 37 images of 704 x 1280."""
 SMALLEST_SIDE = 32
 """Images smaller than this vanish inside the trunks."""
 
@@ -38,13 +40,20 @@ class PerceptualDistance:
         network: nn.Module,
         name: str,
         compute_dtype: torch.dtype | None = None,
-        images_at_once: int = 32,
+        images_at_once: int | None = None,
     ) -> None:
-        """Wrap an `lpips.LPIPS` network; `compute_dtype` (bfloat16) puts its trunk under autocast."""
+        """Wrap an `lpips.LPIPS` network; `compute_dtype` (bfloat16) puts its trunk under autocast.
+
+        More than `images_at_once` images (None: than PIXELS_AT_ONCE pixels) go in parts.
+        """
         self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.name = name
         self.compute_dtype = compute_dtype
         self.images_at_once = images_at_once
+
+    def computing_in(self, dtype: torch.dtype | None) -> PerceptualDistance:
+        """The same network with its trunk in another precision."""
+        return PerceptualDistance(self.network, self.name, dtype, self.images_at_once)
 
     def to(self, device: torch.device | str) -> PerceptualDistance:
         """The same object with its weights on `device`."""
@@ -60,7 +69,7 @@ class PerceptualDistance:
     def forward(
         self, predicted: Float[Tensor, "N 3 H W"], target: Float[Tensor, "N 3 H W"]
     ) -> Float[Tensor, " N"]:
-        """As calling the object. More images than `images_at_once` go in parts, each recomputed backward."""
+        """As calling the object. What does not fit at once goes in parts, each recomputed backward."""
         if min(predicted.shape[-2:]) < SMALLEST_SIDE:
             raise ValueError(
                 f"LPIPS needs images of at least {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels, "
@@ -68,9 +77,11 @@ class PerceptualDistance:
             )
         if self.network.scaling_layer.shift.device != predicted.device:
             self.to(predicted.device)
-        if len(predicted) <= self.images_at_once:
+        height, width = predicted.shape[-2:]
+        at_once = self.images_at_once or max(1, PIXELS_AT_ONCE // (height * width))
+        if len(predicted) <= at_once:
             return self._distance(predicted, target)
-        parts = zip(predicted.split(self.images_at_once), target.split(self.images_at_once), strict=True)
+        parts = zip(predicted.split(at_once), target.split(at_once), strict=True)
         # No random numbers inside: saving their state would only wait for the device.
         settings = {"use_reentrant": False, "preserve_rng_state": False}
         return torch.cat([checkpoint(self._distance, *part, **settings) for part in parts])
@@ -102,7 +113,7 @@ def _unit_length(feature: Tensor) -> Tensor:
 def load_lpips(
     net: Literal["vgg", "alex"] = "vgg",
     compute_dtype: torch.dtype | None = None,
-    images_at_once: int = 32,
+    images_at_once: int | None = None,
 ) -> PerceptualDistance:
     """LPIPS v0.1 with the trunk `net`; its `name` (also logged) says which weights it runs on.
 
