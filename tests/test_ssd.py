@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lyra_ns import ssd
-from lyra_ns.ssd import ScanWeights, choose_scan_backend, chunked_states, recurrent_states, scan_in_torch
+from lyra_ns.ssd import ScanWeights, choose_scan_backend, scan_in_torch
+from lyra_ns.ssd_states import chunked_states, recurrent_states
 
 HEAD_DIM, STATE, TAPS = 4, 6, 4
 
