@@ -9,7 +9,7 @@ ready="$environment/.ready"
 PATH="${PATH#"$environment/bin:"}"
 unset PYTHONPATH
 
-say() { printf '\033[1m[setup]\033[0m %s\n' "$*" >&2; }
+say() { printf '[setup] %s\n' "$*" >&2; }
 fail() { printf '[setup] %s\n' "$*" >&2; exit 1; }
 
 as_root() {
