@@ -93,7 +93,7 @@ def furnish(
     placed: list[Solid] = []
     taken: list[tuple[float, float, float]] = []
     for number in range(draws.integer(5, 9)):
-        size = centre_depth * draws.uniform(0.16, 0.32)
+        size = centre_depth * draws.uniform(0.17, 0.4)
         group = draws.choice(things)(draws, palette, size)
         motion = _draw_motion(draws, size) if dynamic and (number == 0 or draws.chance(0.5)) else None
         radius, height = _extent(group)

@@ -47,10 +47,14 @@ class ScenePalette:
         return Material((self._slot(draw_recipe(self.draws, source, natural=True)),), repeats=(1.0, 1.0))
 
     def wide(self) -> int:
-        """Texture of a floor or a wall; half of them are of small contrast."""
-        source = self.draws.choice(self._photographs if self.draws.chance(0.4) else self._patterns)
-        recipe = draw_recipe(self.draws, source, natural=self.draws.chance(0.6))
-        return self._slot(faded(recipe, self.draws.uniform(0.3, 0.7)) if self.draws.chance(0.5) else recipe)
+        """Texture of a floor or a wall: mostly patterns, often of small contrast; photographs always so."""
+        photograph = self.draws.chance(0.25)
+        recipe = draw_recipe(
+            self.draws, self.draws.choice(self._photographs if photograph else self._patterns),
+            natural=self.draws.chance(0.6),
+        )  # fmt: skip
+        quiet = photograph or self.draws.chance(0.5)
+        return self._slot(faded(recipe, self.draws.uniform(0.3, 0.7)) if quiet else recipe)
 
     def sky(self, horizon: tuple[float, float, float]) -> int:
         """Texture of a sky: from `horizon` at the bottom to a zenith colour, with clouds and hills."""

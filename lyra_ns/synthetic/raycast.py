@@ -7,7 +7,7 @@ nothing ever waits for the device. The nearest solid is remembered by number, an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -23,10 +23,20 @@ BEYOND = 1e4
 """Depth where a ray has met nothing yet."""
 NEAR = 1e-2
 """Solids with a corner nearer than this in some camera are tried on the whole image."""
-CUDA_CHUNK_RAYS = 1 << 24
-"""Rays cast at once on CUDA: enough to hide the launches, about 3 GB."""
-CPU_CHUNK_RAYS = 1 << 18
-"""Rays cast at once on the CPU: what its caches hold."""
+
+
+@dataclass(frozen=True)
+class WorkSize:
+    """Rays that one device takes at once."""
+
+    cast: int
+    """Rays cast at once: enough frames to hide what each call costs."""
+    shade: int
+    """Rays shaded at once: what caches or memory hold, with some thirty numbers for each ray."""
+
+
+WORK_SIZES = {"cuda": WorkSize(1 << 23, 1 << 23), "cpu": WorkSize(1 << 19, 1 << 16)}
+"""Work sizes by device type; on CUDA about 1.5 GB."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +75,13 @@ class SceneRenderer:
         self.scene = scene
         self.device = torch.device(device)
         self.dtype = dtype
+        self._work = WORK_SIZES["cuda" if self.device.type == "cuda" else "cpu"]
         self._shader = Shader(scene, self.device, dtype)
 
     def render(self, cameras: CameraPath, supersampling: int = 2) -> RenderedFrames:
         """Frames [L] of the cameras (on the CPU), each pixel the mean of `supersampling`^2 samples."""
         rays_per_frame = cameras.height * cameras.width * supersampling**2
-        chunk_rays = CUDA_CHUNK_RAYS if self.device.type == "cuda" else CPU_CHUNK_RAYS
-        frames = max(1, chunk_rays // rays_per_frame)
+        frames = max(1, self._work.cast // rays_per_frame)
         chunks = [
             self._render_chunk(cameras[start : start + frames], supersampling)
             for start in range(0, cameras.shape[0], frames)
@@ -88,13 +98,28 @@ class SceneRenderer:
         camera_to_unit = self._on_device(camera_to_unit[..., :3, :].transpose(0, 1))
         fine = cameras.resized(cameras.height * supersampling, cameras.width * supersampling)
         depth, nearest = self._find_nearest(fine, camera_to_unit, boxes)
-        rays = self._rays(fine)
-        rgb = self._shader.shade(fine, rays.x, rays.y, camera_to_unit, depth, nearest, supersampling)
+        rgb = self._shade(fine, camera_to_unit, depth, nearest, supersampling)
         if supersampling > 1:
-            rgb = functional.avg_pool2d(rgb, supersampling)
             depth, _ = self._find_nearest(cameras, camera_to_unit, boxes)
-        rgb = (rgb.transpose(0, 1) * 255).round_().clamp_(0, 255).to(torch.uint8)
-        return rgb.contiguous(), depth
+        return rgb, depth
+
+    def _shade(
+        self, cameras: CameraPath, camera_to_unit: Tensor, depth: Tensor, nearest: Tensor, supersampling: int
+    ) -> UInt8[Tensor, "L 3 H W"]:
+        """Frames from what the rays met, band by band."""
+        frames, height, width = depth.shape
+        rows = max(1, self._work.shade // (frames * width * supersampling)) * supersampling
+        bands = []
+        for start in range(0, height, rows):
+            band = slice(start, min(start + rows, height))
+            part = _rows(cameras, band)
+            rays = self._rays(part)
+            colours = self._shader.shade(
+                part, rays.x, rays.y, camera_to_unit, depth[:, band], nearest[:, band], supersampling
+            )
+            mean = functional.avg_pool2d(colours.transpose(0, 1), supersampling)
+            bands.append((mean * 255).round_().clamp_(0, 255).to(torch.uint8))
+        return torch.cat(bands, 2)
 
     def _find_nearest(
         self,
@@ -144,12 +169,10 @@ def _projected_boxes(
     corners = torch.cartesian_prod(signs, signs, signs)
     points = (to_world[..., :3, :3] @ corners.T + to_world[..., :3, 3:]).transpose(-1, -2)
     count = points.shape[1]
-    double = CameraPath(
-        cameras.camera_to_world.double(),
-        cameras.intrinsics.double(),
-        cameras.times,
-        cameras.height,
-        cameras.width,
+    double = replace(
+        cameras,
+        camera_to_world=cameras.camera_to_world.double(),
+        intrinsics=cameras.intrinsics.double(),
     )
     pixels, depth = project(points.flatten(1, 2), double)
     pixels, depth = (values.unflatten(1, (count, 8)) for values in (pixels, depth))
@@ -164,6 +187,12 @@ def _projected_boxes(
             outside = end[0] < 0 or end[1] < 0 or start[0] > 1 or start[1] > 1
             boxes.append(None if outside else (*start, *end))
     return boxes
+
+
+def _rows(cameras: CameraPath, band: slice) -> CameraPath:
+    """Cameras whose images are a band of rows of the given ones."""
+    intrinsics = cameras.intrinsics - cameras.intrinsics.new_tensor([0.0, 0.0, 0.0, band.start])
+    return replace(cameras, intrinsics=intrinsics, height=band.stop - band.start)
 
 
 def _area(box: tuple[float, ...], height: int, width: int) -> tuple[slice, slice]:

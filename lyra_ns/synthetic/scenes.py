@@ -87,5 +87,5 @@ def _draw_lighting(draws: Draws, indoors: bool) -> Lighting:
     haze = draws.uniform(0.6, 0.85)
     colour = (haze * draws.uniform(0.9, 1.1), haze, haze * draws.uniform(0.95, 1.15))
     if indoors:
-        return Lighting(sun, draws.uniform(0.5, 0.7), draws.uniform(0.0, 0.03), (0.5, 0.5, 0.5))
+        return Lighting(sun, draws.uniform(0.65, 0.85), draws.uniform(0.0, 0.03), (0.6, 0.6, 0.6))
     return Lighting(sun, draws.uniform(0.4, 0.6), draws.uniform(0.03, 0.1), colour)

@@ -45,7 +45,7 @@ class Shader:
         self._materials = torch.tensor(rows, dtype=dtype).T.contiguous().to(device)
         faces = [solid.material.textures * (6 // len(solid.material.textures)) for solid in scene.solids]
         self._faces = torch.tensor(faces, dtype=dtype).flatten().to(device)
-        self._floor_lights: dict[tuple[float, ...], Tensor] = {}
+        self._floor_lights: dict[float, Tensor] = {}
 
     def shade(
         self, cameras: CameraPath, x: Float[Tensor, "F 1 w"], y: Float[Tensor, "F h 1"],
@@ -107,12 +107,14 @@ class Shader:
         return shares
 
     def _light_map(self, cameras: CameraPath) -> Float[Tensor, "T 2 m m"]:
-        """The floor's light at the cameras' moments, made once; T is 1 where nothing moves."""
-        moments = tuple(cameras.times.tolist()) if self._scene.is_dynamic else (0.0,)
-        if moments not in self._floor_lights:
-            times = torch.tensor(moments, dtype=torch.float64)
-            self._floor_lights[moments] = floor_light(self._scene, times, self._device, self._dtype)
-        return self._floor_lights[moments]
+        """The floor's light at the cameras' moments, each made once; T is 1 where nothing moves."""
+        moments = cameras.times.tolist() if self._scene.is_dynamic else [0.0]
+        new = sorted(set(moments) - self._floor_lights.keys())
+        if new:
+            times = torch.tensor(new, dtype=torch.float64)
+            maps = floor_light(self._scene, times, self._device, self._dtype)
+            self._floor_lights.update(zip(new, maps, strict=True))
+        return torch.stack([self._floor_lights[moment] for moment in moments])
 
     def _light(
         self, colour: Tensor, facing: Tensor, emissive: Tensor, depth: Tensor, shares: Tensor

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -69,7 +70,7 @@ def draw_recipe(draws: Draws, source: int, *, whole: bool = False, natural: bool
     side = 1.0 if whole else draws.uniform(0.5, 1.0)
     crop = (draws.uniform(0, 1 - side), draws.uniform(0, 1 - side), side)
     order = list(range(3)) if natural or draws.chance(0.4) else draws.order(3)
-    saturation, gain = draws.uniform(0.5, 1.1), draws.uniform(0.75, 1.15)
+    saturation, gain = draws.uniform(0.5, 1.1), draws.uniform(0.85, 1.25)
     tint = [gain * draws.uniform(0.88, 1.0) for _ in range(3)]
     rows = []
     for channel in range(3):
@@ -103,6 +104,7 @@ def faded(recipe: TextureRecipe, contrast: float) -> TextureRecipe:
     return replace(recipe, colours=rows, lift=0.55 * (1 - contrast))
 
 
+@cache
 def packaged_textures(seed: int = 0) -> TextureBank:
     """The default bank: photographs inside the installed scikit-image wheel, and drawn patterns.
 
