@@ -135,6 +135,24 @@ def test_old_and_new_gsplat_get_what_they_understand(monkeypatch, takes_batches,
     torch.testing.assert_close(image[..., 3], expected.depth * expected.alpha, atol=1e-4, rtol=0)
 
 
+def test_ignored_setting_warns(monkeypatch, caplog):
+    install_fake_gsplat(monkeypatch, takes_batches=True, has_3dgut=True)
+    renderer.choose_renderer(RenderSettings(backend="gsplat", max_alpha=0.98), "cuda")
+    assert "0.98 is not used" in caplog.text
+
+
+def test_no_gaussians_never_reach_gsplat(monkeypatch):
+    calls = install_fake_gsplat(monkeypatch, takes_batches=True, has_3dgut=True)
+    empty = cast(random_scene(0), torch.float32)
+    batch = Gaussians(*(getattr(empty, name)[None] for name in FIELDS))
+    path = cameras(2).reshape(1, 2)
+    matrices = (path.world_to_camera.float(), path.intrinsic_matrix.float())
+    image, transmittance = gsplat_cuda.rasterize(batch, *matrices, (7, 5), RenderSettings(), "ray3d")
+    assert calls == []
+    assert torch.equal(image, torch.zeros(1, 2, 7, 5, 4))
+    assert torch.equal(transmittance, torch.ones(1, 2, 7, 5))
+
+
 def test_old_gsplat_falls_back_to_ewa_and_says_so(monkeypatch):
     gsplat_cuda.has_ray3d.cache_clear()
     install_fake_gsplat(monkeypatch, takes_batches=False, has_3dgut=False)

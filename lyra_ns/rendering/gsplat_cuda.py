@@ -49,8 +49,11 @@ def rasterize(
     depth = depth if settings.depth_gradient else depth.detach()
     rgb = gaussians.rgb[:, None].expand(-1, depth.shape[1], -1, -1)
     colours = torch.cat([rgb, depth[..., None]], -1)
-    scenes = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, colours)
-    scenes = (*scenes, world_to_camera, intrinsic_matrix)
+    if gaussians.num == 0:  # gsplat divides by the number of Gaussians
+        nothing = colours.sum().expand(*depth.shape[:2], *size, 4)
+        return nothing, 1 - nothing[..., 0]
+    fields = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, colours)
+    scenes = (*fields, world_to_camera, intrinsic_matrix)
     if takes_batches():
         image, alpha = _call_gsplat(scenes, size, settings, response)
     else:

@@ -90,9 +90,9 @@ def project(gaussians: Gaussians, view: View, settings: RenderSettings, response
     """
     seen, in_camera = _select_seen(gaussians, view, settings, response)
     fx, fy, cx, cy = view.intrinsics
-    depth = in_camera[2]
-    tangent_x, tangent_y = in_camera[0] / depth, in_camera[1] / depth
-    centres = torch.stack([fx * tangent_x + cx, fy * tangent_y + cy], -1)
+    x, y, depth = in_camera
+    tangent_x, tangent_y = x / depth, y / depth
+    centres = torch.stack([fx * tangent_x + cx, fy * tangent_y + cy]).T
     if response == "ewa":
         tangent_x, tangent_y = _limit_tangents(tangent_x, tangent_y, view)
     footprint = _footprint(seen, view, tangent_x, tangent_y, depth)
@@ -104,7 +104,7 @@ def project(gaussians: Gaussians, view: View, settings: RenderSettings, response
         whitenings=footprint.whitenings(dilation),
         perspectives=footprint.perspectives(view) if response == "ray3d" else None,
         opacities=seen.opacities,
-        colours=torch.cat([seen.rgb, shown_depth[:, None]], -1),
+        colours=torch.cat([seen.rgb.T, shown_depth[None]]).T,
         depths=depth.detach(),
         boxes=_pixel_boxes(centres.detach(), footprint.bounds(reach, response, dilation), view),
     )
@@ -123,7 +123,9 @@ def _select_seen(
         seen &= size < LARGEST_FOOTPRINT * z
         if response == "ray3d":
             seen &= size > SMALLEST_FOOTPRINT * z
-    chosen = gaussians.select(seen.nonzero()[:, 0])
+    index = seen.nonzero()[:, 0]
+    fields = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, gaussians.rgb)
+    chosen = Gaussians(*(field.index_select(0, index) for field in fields))
     return chosen, rotation @ chosen.means.T + translation
 
 
@@ -155,20 +157,22 @@ class _Footprint:
     """Its derivative by the ray's x."""
     normal_by_y: Tensor
     """Its derivative by the ray's y."""
-    size: Tensor
-    """[2, N]: largest scale in pixels, in x and in y."""
+    size_x: Tensor
+    """[N] Largest scale in pixels, in x."""
+    size_y: Tensor
+    """[N] The same in y."""
 
     def whitenings(self, dilation: float) -> Float[Tensor, "N 3"]:
         """Factors of the inverse of the dilated covariance."""
         variance_x = _dot(self.along_x, self.along_x)
         variance_y = _dot(self.along_y, self.along_y) + dilation
-        size_x, size_y = self.size
         # Variance of x at fixed y, i.e. the determinant (that of the undilated covariance is the squared
         # length of the normal, which is free of cancellation) over the variance of y.
-        conditional = size_x.square() * _dot(self.normal, self.normal) * (size_y.square() / variance_y)
+        conditional = self.size_x.square() * _dot(self.normal, self.normal)
+        conditional = conditional * (self.size_y.square() / variance_y)
         conditional = conditional + dilation * (variance_x + variance_y) / variance_y
         a, c = conditional.rsqrt(), variance_y.rsqrt()
-        return torch.stack([a, -a * _dot(self.along_x, self.along_y) / variance_y, c], -1)
+        return torch.stack([a, -a * _dot(self.along_x, self.along_y) / variance_y, c]).T
 
     def perspectives(self, view: View) -> Float[Tensor, "N 5"]:
         """The quadratic polynomial d, which is 1 at the mean."""
@@ -181,7 +185,7 @@ class _Footprint:
             _dot(step_x, step_y),
             _dot(step_y, step_y),
         ]
-        return torch.stack([term / thickness for term in terms], -1)
+        return (torch.stack(terms) / thickness).T
 
     @torch.no_grad()
     def bounds(self, reach: Float[Tensor, "N"], response: Response, dilation: float) -> Float[Tensor, "4 N"]:
@@ -209,21 +213,24 @@ def _footprint(
 ) -> _Footprint:
     """The Gaussians' geometry under the affine map at the given tangents."""
     camera_from_world = view.world_to_camera[:3, :3]
-    axes = (camera_from_world @ _rotation_rows(seen.quats).flatten(1)).unflatten(1, (3, -1))
+    # Taken apart as a whole, here and below: the gradient of each index would be a tensor of zeros.
+    axes_x, axes_y, axes_z = (camera_from_world @ _rotation_rows(seen.quats).flatten(1)).unflatten(1, (3, -1))
     # Products of three scales would overflow; nothing depends on the unit, so it needs no gradient.
     largest = seen.scales.detach().amax(-1)
     scales = (seen.scales.T / largest).clamp(min=THINNEST)
-    faces = torch.stack([scales[1] * scales[2], scales[0] * scales[2], scales[0] * scales[1]])
+    first, second, third = scales
+    faces = torch.stack([second * third, first * third, first * second])
     relative_size = largest / depth
-    size = view.intrinsics[:2, None] * relative_size
+    size_x, size_y = view.intrinsics[:2, None] * relative_size
     return _Footprint(
-        along_x=scales * (axes[0] - tangent_x * axes[2]) * size[0],
-        along_y=scales * (axes[1] - tangent_y * axes[2]) * size[1],
-        along_z=scales * axes[2] * relative_size,
-        normal=faces * (tangent_x * axes[0] + tangent_y * axes[1] + axes[2]),
-        normal_by_x=faces * axes[0],
-        normal_by_y=faces * axes[1],
-        size=size,
+        along_x=scales * (axes_x - tangent_x * axes_z) * size_x,
+        along_y=scales * (axes_y - tangent_y * axes_z) * size_y,
+        along_z=scales * axes_z * relative_size,
+        normal=faces * (tangent_x * axes_x + tangent_y * axes_y + axes_z),
+        normal_by_x=faces * axes_x,
+        normal_by_y=faces * axes_y,
+        size_x=size_x,
+        size_y=size_y,
     )
 
 
@@ -239,7 +246,7 @@ def _rotation_rows(quats: Float[Tensor, "N 4"]) -> Float[Tensor, "3 3 N"]:
 
 
 def _dot(left: Float[Tensor, "3 N"], right: Float[Tensor, "3 N"]) -> Float[Tensor, "N"]:
-    return left[0] * right[0] + left[1] * right[1] + left[2] * right[2]
+    return (left * right).sum(0)
 
 
 def _pixel_boxes(
@@ -254,4 +261,4 @@ def _pixel_boxes(
         is_end = index % 2 == 1
         edge = (position + margin[index]).floor() + 1 if is_end else (position - margin[index]).ceil()
         edges.append(edge.nan_to_num(0.0).clamp(0, size))
-    return torch.stack(edges, -1).int()
+    return torch.stack(edges).int().T

@@ -80,8 +80,8 @@ def _exponents_ewa(gaussians: Gaussians, camera: CameraPath, dilation: float) ->
     x = z * (x / z).clamp(-cx / fx - margin_x, (camera.width - cx) / fx + margin_x)
     y = z * (y / z).clamp(-cy / fy - margin_y, (camera.height - cy) / fy + margin_y)
     zero = torch.zeros_like(z)
-    rows = [fx / z, zero, -fx * x / z**2, zero, fy / z, -fy * y / z**2]
-    jacobian = torch.stack(rows, -1).unflatten(-1, (2, 3))
+    slopes = [fx / z, zero, -fx * x / z**2, zero, fy / z, -fy * y / z**2]
+    jacobian = torch.stack(slopes, -1).unflatten(-1, (2, 3))
     spread = (
         jacobian @ world_to_camera[:3, :3] @ _rotations(gaussians.quats) * gaussians.scales.double()[:, None]
     )

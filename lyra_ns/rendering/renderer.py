@@ -79,6 +79,8 @@ def choose_renderer(settings: RenderSettings, device: torch.device | str) -> Ren
         )
     if backend == "cpu":
         load_kernel()
+    if backend == "gsplat" and settings.max_alpha != DEFAULT_SETTINGS.max_alpha:
+        _warn_of_own_max_alpha(settings.max_alpha)
     has_ray3d = backend != "gsplat" or gsplat_cuda.has_ray3d()
     if settings.response == "ray3d" and not has_ray3d:
         raise ValueError(
@@ -117,6 +119,11 @@ def _best_backend(device_type: str) -> Backend:
         return "cpu"
     logger.warning("rendering on %s uses plain PyTorch, which is slow: gsplat was not found", device_type)
     return "torch"
+
+
+@functools.cache
+def _warn_of_own_max_alpha(max_alpha: float) -> None:
+    logger.warning("gsplat has its own max_alpha: the setting %s is not used", max_alpha)
 
 
 def _check_shapes(gaussians: Gaussians, cameras: CameraPath) -> None:

@@ -156,8 +156,9 @@ def test_spoiled_gaussians_are_culled(response):
 
 
 @every_response
-def test_nothing_in_sight_is_background(response):
-    gaussians, cameras = random_batch(1, 10), camera_batch(1)
+@pytest.mark.parametrize("num", [0, 10])
+def test_nothing_in_sight_is_background(response, num):
+    gaussians, cameras = random_batch(1, num), camera_batch(1)
     behind = Gaussians(
         -gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, gaussians.rgb
     )
