@@ -105,7 +105,9 @@ def _read_channels(content: bytes) -> list[tuple[str, np.dtype]]:
 
 
 def _read_name(content: bytes, position: int) -> tuple[str, int]:
-    end = content.index(b"\0", position)
+    end = content.find(b"\0", position)
+    if end < 0:
+        raise IndexError("a name has no end")
     return content[position:end].decode("latin-1"), end + 1
 
 

@@ -152,7 +152,7 @@ def gather(scenes: Sequence[SceneSource], plans: Sequence[ScenePlan], config: Sa
     pairs = list(zip(scenes, plans, strict=True))
     latents = _read_latents(pairs, config)
     inputs = [[latents[index, each] for each in plan.inputs] for index, (_, plan) in enumerate(pairs)]
-    batch_latents = torch.stack([_stacked(z, "latents") for z in inputs]).float()
+    batch_latents = _stacked([_stacked(z, "latents") for z in inputs], "latents").float()
     device = batch_latents.device
     cameras, target_cameras = _relative_cameras(pairs)
     if config.warm_start:
@@ -216,7 +216,7 @@ def _frame_sources(
                 file_slots.append(slot)
         file_frames += _images(scene.rgb, from_files)
     return FrameSources(
-        teacher_latents=torch.stack([latents[key] for key in clips]) if clips else None,
+        teacher_latents=_stacked([latents[key] for key in clips], "latents") if clips else None,
         decoded_slots=decoded_slots,
         file_frames=_stacked(file_frames, "frames") if file_frames else None,
         file_slots=file_slots,

@@ -26,7 +26,6 @@ LEGACY_TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 NUMPY_CORE = "numpy.core" if np.__version__.startswith("1.") else "numpy._core"
 NUMPY_NAMES = {
     ("multiarray", "_reconstruct"),
-    ("multiarray", "scalar"),
     ("numeric", "_frombuffer"),
 }
 TORCH_NAMES = {"_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter"}
@@ -120,6 +119,7 @@ def _read_pickle(content: bytes) -> Any:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                 raise CodeInPickleError("a TorchScript program")
     else:
+        buffer.seek(0)
         first = _TensorUnpickler(buffer).load()
         if not (isinstance(first, int) and first == LEGACY_TORCH_MAGIC):
             return first

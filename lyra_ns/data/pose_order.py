@@ -7,9 +7,9 @@ frames but not the saved poses; then the *first* pose lies there instead, and th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,14 +20,12 @@ CLOSED_PATH_SHARE = 0.05
 """Below this share of the path's extent the two ends count as equally near (the spiral is closed)."""
 
 
-def poses_are_reversed(flipped: Float[Tensor, "V L 4 4"], start: Float[Tensor, "4 4"]) -> bool | None:
+def poses_are_reversed(flipped: Sequence[Float[Tensor, "_ 4 4"]], start: Float[Tensor, "4 4"]) -> bool | None:
     """Whether the flipped views begin at the start pose, where they should end; None if they do not tell.
 
     The views of one scene vote together, because closed paths (the spiral) look alike from both ends.
     """
-    offsets = (flipped[:, :, :3, 3] - start[:3, 3]).norm(dim=-1)
-    extent = offsets.amax()
-    lead = (offsets[:, -1] - offsets[:, 0]).sum()
-    if not torch.isfinite(lead) or extent <= 0 or lead.abs() <= CLOSED_PATH_SHARE * extent:
-        return None
-    return bool(lead > 0)
+    offsets = [(path[:, :3, 3] - start[:3, 3]).norm(dim=-1) for path in flipped]
+    extent = max(float(offset.max()) for offset in offsets)
+    lead = sum(float(offset[-1] - offset[0]) for offset in offsets)
+    return None if abs(lead) <= CLOSED_PATH_SHARE * extent else lead > 0

@@ -189,7 +189,7 @@ class LyraStore:
             return False
         start = self._clip(name, forward[0]).cameras().camera_to_world[0]
         poses = [self._clip(name, trajectory).cameras().camera_to_world for trajectory in flipped]
-        verdict = poses_are_reversed(torch.stack([path[[0, len(path) // 2, -1]] for path in poses]), start)
+        verdict = poses_are_reversed(poses, start)
         if verdict is None:
             logger.warning(
                 "scene %s: the poses of views %s do not tell their order, read as stored", name, flipped

@@ -1,0 +1,137 @@
+"""Latent files: every format that is about, and no pickle that runs anything."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from lyra_ns.data.latent_files import read_latents, write_latents
+
+SHAPE = (16, 3, 4, 6)
+
+
+@pytest.fixture
+def z():
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+def dump(value, path, protocol=2):
+    with open(path, "wb") as file:
+        pickle.dump(value, file, protocol)
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".safetensors"])
+def test_round_trip_is_exact(tmp_path, z, suffix):
+    path = tmp_path / f"clip{suffix}"
+    write_latents(path, z)
+    assert torch.equal(read_latents(path), z)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_official_file_is_a_batched_float32_array(tmp_path, z):
+    write_latents(tmp_path / "clip.pkl", z.half())
+    stored = torch.load(tmp_path / "clip.pkl", weights_only=False)
+    assert isinstance(stored, np.ndarray)
+    assert stored.shape == (1, *SHAPE)
+    assert stored.dtype == np.float32
+
+
+def test_all_ways_of_writing_are_read(tmp_path, z):
+    array, batched = z.numpy(), z[None].numpy()
+    ways = {
+        "zip_array": lambda path: torch.save(batched, path),
+        "zip_tensor": lambda path: torch.save(z, path),
+        "zip_parameter": lambda path: torch.save(torch.nn.Parameter(z), path),
+        "legacy_array": lambda path: torch.save(batched, path, _use_new_zipfile_serialization=False),
+        "legacy_tensor": lambda path: torch.save(z, path, _use_new_zipfile_serialization=False),
+        "plain_pickle": lambda path: dump(array, path),
+        "newest_pickle": lambda path: dump(batched, path, pickle.HIGHEST_PROTOCOL),
+        "fortran_order": lambda path: dump(np.asfortranarray(array), path),
+    }
+    for name, write in ways.items():
+        path = tmp_path / f"{name}.pkl"
+        write(path)
+        assert torch.equal(read_latents(path), z), name
+
+
+def test_both_generations_of_numpy_are_read(tmp_path, z):
+    dump(z.numpy(), tmp_path / "here.pkl")
+    content = (tmp_path / "here.pkl").read_bytes()
+    for found, other in ((b"numpy.core.multiarray", b"numpy._core.multiarray"),) * 2:
+        renamed = content.replace(other, found) if other in content else content.replace(found, other)
+        (tmp_path / "other.pkl").write_bytes(renamed)
+        assert renamed != content
+        assert torch.equal(read_latents(tmp_path / "other.pkl"), z)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float64])
+def test_other_precisions_become_float32(tmp_path, z, kind):
+    torch.save(z.numpy().astype(kind), tmp_path / "clip.pkl")
+    read = read_latents(tmp_path / "clip.pkl")
+    assert read.dtype == torch.float32
+    torch.testing.assert_close(read, z, atol=2e-3, rtol=0)
+
+
+class RunsSomething:
+    """Pickles to a call of os.system."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("way", ["zip", "legacy", "plain"])
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, way):
+    path, witness = tmp_path / "clip.pkl", tmp_path / "witness"
+    bad = RunsSomething(f"touch {witness}")
+    if way == "plain":
+        dump(bad, path)
+    else:
+        torch.save([bad], path, _use_new_zipfile_serialization=way == "zip")
+    with pytest.raises(
+        ValueError, match=rf"clip\.pkl must hold only an array, found .*{os.system.__module__}\.system"
+    ):
+        read_latents(path)
+    assert not witness.exists()
+
+
+def test_a_program_is_refused(tmp_path):
+    torch.jit.script(torch.nn.ReLU()).save(tmp_path / "clip.pkl")
+    with pytest.raises(ValueError, match="TorchScript program; it was not run"):
+        read_latents(tmp_path / "clip.pkl")
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.98])
+def test_a_cut_file_is_named(tmp_path, z, suffix, share):
+    path = tmp_path / f"clip{suffix}"
+    write_latents(path, z)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(ValueError, match=r"clip\..*cut short or of another kind .*: copy or write it again"):
+        read_latents(path)
+
+
+def test_wrong_contents_are_named(tmp_path, z):
+    path = tmp_path / "clip.pkl"
+    cases = [
+        (z.numpy()[0], r"shape \[C, T, h, w\] or \[1, C, T, h, w\], found \(3, 4, 6\)"),
+        (torch.stack([z, z]), r"found \(2, 16, 3, 4, 6\)"),
+        (np.zeros(SHAPE, np.int64), "array of floats, found ndarray"),
+        ({"z": 1.0}, "array of floats, found dict"),
+        (np.full(SHAPE, np.nan, np.float32), "must be finite, found NaN"),
+    ]
+    for value, message in cases:
+        torch.save(value, path)
+        with pytest.raises(ValueError, match=message):
+            read_latents(path)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        read_latents(tmp_path / "none.pkl")
+    with pytest.raises(ValueError, match=r"must end in \.pkl or \.safetensors"):
+        write_latents(tmp_path / "clip.npz", z)
