@@ -4,7 +4,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 environment=$(bash .ci/environment.sh)
-ready="$environment/.ready"
+# Names the requirements and holds the path of the installed checkout.
+ready="$environment/.ready-$(cat pyproject.toml constraints.txt | sha256sum | cut -c1-12)"
 # As make sets them for its jobs; here they would make pip look at the environment that is being built.
 PATH="${PATH#"$environment/bin:"}"
 unset PYTHONPATH
@@ -29,7 +30,7 @@ apt_install() {
 }
 
 # has_library NAME: whether the loader finds it.
-has_library() { { ldconfig -p 2>/dev/null || /sbin/ldconfig -p; } | grep -q "$1"; }
+has_library() { [[ "$(PATH="$PATH:/sbin" ldconfig -p)" == *"$1"* ]]; }
 
 install_system_packages() {
   command -v ffmpeg >/dev/null || apt_install ffmpeg ||
@@ -47,14 +48,14 @@ install_system_packages() {
 
 # The interpreter to use: the tested ones first. open3d, which ns-export needs, has no wheels beyond 3.12.
 find_python() {
-  local candidate
-  for candidate in ${PYTHON:-python3.11 python3.12 python3 python3.10}; do
+  local candidate candidates=${PYTHON:-python3.11 python3.12 python3 python3.10}
+  for candidate in $candidates; do
     if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null; then
       command -v "$candidate"
       return
     fi
   done
-  fail "expected Python 3.10, 3.11 or 3.12, found $(python3 --version 2>&1):" \
+  fail "expected Python 3.10, 3.11 or 3.12, found none of them as $candidates:" \
     "install one of them (e.g. apt-get install python3.11 python3.11-venv) or name it: PYTHON=/path/to/python make ..."
 }
 
@@ -65,6 +66,9 @@ create_environment() {
   "$python" -c 'import ensurepip, venv' 2>/dev/null || apt_install "python$version-venv" ||
     fail "Python $version has no venv module: apt-get install python$version-venv"
   say "Python $version, environment $environment"
+  if [ -n "$(ls -A "$environment" 2>/dev/null)" ] && [ ! -f "$environment/pyvenv.cfg" ]; then
+    fail "expected a Python environment or nothing at $environment, found other files: choose another LYRA_VENV"
+  fi
   rm -rf "$environment"
   "$python" -m venv "$environment"
 }
