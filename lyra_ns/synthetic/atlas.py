@@ -47,15 +47,15 @@ class TextureAtlas:
         return colours[0].unflatten(1, u.shape[:2])
 
 
-def level_dither(supersampling: int, height: int, width: int, like: Tensor) -> Float[Tensor, "height width"]:
+def level_dither(supersampling: int, level: Float[Tensor, "F h w"]) -> Float[Tensor, "h w"]:
     """Offsets to the level of each sample whose mean over a pixel is 0.
 
     The samples of a pixel so blend two levels between them, as trilinear filtering does for twice the price.
     """
     count = supersampling**2
-    offsets = (torch.arange(count, dtype=like.dtype) + 0.5) / count - 0.5
-    block = offsets.to(like.device).view(supersampling, supersampling)
-    return block.repeat(height // supersampling, width // supersampling)
+    offsets = (torch.arange(count, device=level.device, dtype=level.dtype) + 0.5) / count - 0.5
+    height, width = level.shape[-2:]
+    return offsets.view(supersampling, supersampling).repeat(height // supersampling, width // supersampling)
 
 
 def build_atlas(textures: Float[Tensor, "N 3 size size"]) -> TextureAtlas:

@@ -70,24 +70,23 @@ def scene_cameras(
     as written here, their cameras come home to the start pose instead of leaving it.
     """
     family = "dynamic" if dynamic else "static"
-    geometry = {
-        "centre_depth": centre_depth,
-        "num_frames": size.num_frames,
-        "intrinsics": size.intrinsics,
-        "height": size.height,
-        "width": size.width,
-    }
     paths: dict[tuple[str, int], CameraPath] = {}
     for number in range(len(TRAJECTORIES) * (2 if dynamic else 1)):
         kind = number % len(TRAJECTORIES)
         distance = draw_distance(kind, generator_for("path", seed, name, number))
-        path = trajectory_path(kind, distance, **geometry)
+        path = trajectory_path(
+            kind, distance, centre_depth=centre_depth, num_frames=size.num_frames,
+            intrinsics=size.intrinsics, height=size.height, width=size.width,
+        )  # fmt: skip
         if number != kind:
             path = replace(path, camera_to_world=path.camera_to_world.flip(0))
         paths[family, number] = path
     for number in range(NUM_NOVEL_PATHS):
         generator = generator_for("novel path", seed, name, number)
-        paths["novel", number] = novel_path(number, generator, **geometry)
+        paths["novel", number] = novel_path(
+            number, generator, centre_depth=centre_depth, num_frames=size.num_frames,
+            intrinsics=size.intrinsics, height=size.height, width=size.width,
+        )  # fmt: skip
     return paths
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from lyra_ns.synthetic.draws import Draws
 from lyra_ns.synthetic.solids import Material, Shape, Solid
 
 
+@runtime_checkable
 class Palette(Protocol):
     """Where things take their surfaces from."""
 
@@ -71,11 +72,13 @@ def crates(draws: Draws, palette: Palette, size: float) -> list[Solid]:
 
 def balls(draws: Draws, palette: Palette, size: float) -> list[Solid]:
     """A large ball, and sometimes a small one beside it."""
-    turn = {"yaw": draws.uniform(0, 6.28), "tilt": draws.uniform(-1.0, 1.0)}
-    solids = [ball(palette.surface(), size * draws.uniform(0.4, 0.5), **turn)]
+    yaw, tilt = draws.uniform(0, 6.28), draws.uniform(-1.0, 1.0)
+    solids = [ball(palette.surface(), size * draws.uniform(0.4, 0.5), yaw=yaw, tilt=tilt)]
     if draws.chance(0.5):
         radius = size * draws.uniform(0.15, 0.25)
-        solids.append(ball(palette.surface(), radius, at=(size * 0.6 * draws.sign(), -size * 0.4), **turn))
+        solids.append(
+            ball(palette.surface(), radius, at=(size * 0.6 * draws.sign(), -size * 0.4), yaw=yaw, tilt=tilt)
+        )
     return solids
 
 

@@ -28,11 +28,11 @@ class ScenePalette:
         self._quiet: list[int] = []
 
     def surface(self) -> Material:
-        """A photograph or a pattern, repeated."""
+        """A photograph or a pattern, repeated; toned down, as surfaces of the real world mostly are."""
         source = self.draws.choice(self._photographs if self.draws.chance(0.5) else self._patterns)
-        slot = self._slot(draw_recipe(self.draws, source))
+        slot = self._slot(faded(draw_recipe(self.draws, source), self.draws.uniform(0.45, 0.9)))
         offset = (self.draws.uniform(0, 2), self.draws.uniform(0, 2))
-        return Material((slot,), self.draws.uniform(0.7, 1.6), offset)
+        return Material((slot,), self.draws.uniform(0.5, 1.1), offset)
 
     def quiet(self) -> Material:
         """A surface of small contrast; few textures, used again."""
@@ -47,14 +47,13 @@ class ScenePalette:
         return Material((self._slot(draw_recipe(self.draws, source, natural=True)),), repeats=(1.0, 1.0))
 
     def wide(self) -> int:
-        """Texture of a floor or a wall: mostly patterns, often of small contrast; photographs always so."""
+        """Texture of a floor or a wall: mostly patterns, always of small contrast."""
         photograph = self.draws.chance(0.25)
         recipe = draw_recipe(
             self.draws, self.draws.choice(self._photographs if photograph else self._patterns),
             natural=self.draws.chance(0.6),
         )  # fmt: skip
-        quiet = photograph or self.draws.chance(0.5)
-        return self._slot(faded(recipe, self.draws.uniform(0.3, 0.7)) if quiet else recipe)
+        return self._slot(faded(recipe, self.draws.uniform(0.2, 0.55)))
 
     def sky(self, horizon: tuple[float, float, float]) -> int:
         """Texture of a sky: from `horizon` at the bottom to a zenith colour, with clouds and hills."""

@@ -69,7 +69,7 @@ class Shader:
         cosine = (slope.abs() / (length * view)).clamp_(min=STEEPEST)
         focal = cameras.intrinsics[:, 0].to(self._dtype).to(self._device)[:, None, None]
         level = torch.log2(texels * depth / (focal * spread)) - SLANT_SHARE * torch.log2(cosine)
-        level = level + level_dither(supersampling, *level.shape[1:], like=level)
+        level = level + level_dither(supersampling, level)
         texture = torch.index_select(self._faces, 0, (number * 6 + face.long()).flatten()).view_as(depth)
         colour = self._atlas.sample(texture, u + offset_u, v + offset_v, level)
         # The normal may point inwards: the side that is seen is the lit one.

@@ -8,6 +8,7 @@ unit frustum has its base (radius 1) at y = 1 and its top (radius `taper`) at y 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -101,26 +102,21 @@ class Solid:
 
 def unit_to_world(solids: list[Solid], times: Float[Tensor, " F"]) -> Float[Tensor, "F P 4 4"]:
     """Maps from unit coordinates to the world for each moment and solid, in the precision of `times`."""
-    like = {"dtype": torch.float64}
-    centre = torch.tensor([solid.centre for solid in solids], **like)
-    half = torch.tensor([solid.half_extents for solid in solids], **like)
-    yaw = torch.tensor([solid.yaw for solid in solids], **like)
-    tilt = torch.tensor([solid.tilt for solid in solids], **like)
+    centre = _doubles([solid.centre for solid in solids])
+    half = _doubles([solid.half_extents for solid in solids])
+    yaw, tilt = _doubles([(solid.yaw, solid.tilt) for solid in solids]).unbind(-1)
     moment = times.double()[:, None]
     still = Motion((0.0, 0.0, 0.0), 0.0, 0.0, 0.0, (0.0, 0.0))
     motions = [solid.motion or still for solid in solids]
-    swing = torch.tensor([motion.swing for motion in motions], **like)
-    cycles, phase, spin = (
-        torch.tensor([getattr(motion, key) for motion in motions], **like)
-        for key in ("cycles", "phase", "spin")
-    )
-    pivot = torch.tensor([(motion.pivot[0], 0.0, motion.pivot[1]) for motion in motions], **like)
+    swing = _doubles([motion.swing for motion in motions])
+    cycles, phase, spin = _doubles([(m.cycles, m.phase, m.spin) for m in motions]).unbind(-1)
+    pivot = _doubles([(motion.pivot[0], 0.0, motion.pivot[1]) for motion in motions])
     turn = _yaw_matrix(spin * moment)
     sway = torch.sin(2 * math.pi * (cycles * moment + phase)) - torch.sin(2 * math.pi * phase)
     position = pivot + (turn @ (centre - pivot)[..., None])[..., 0] + 0.5 * sway[..., None] * swing
     linear = turn @ _yaw_matrix(yaw) @ _tilt_matrix(tilt) * half[:, None, :]
     top = torch.cat([linear, position[..., None]], -1)
-    bottom = torch.tensor([0.0, 0.0, 0.0, 1.0], **like).expand(*top.shape[:2], 1, 4)
+    bottom = _doubles([(0.0, 0.0, 0.0, 1.0)]).expand(*top.shape[:2], 1, 4)
     return torch.cat([top, bottom], -2).to(times.dtype)
 
 
@@ -183,6 +179,11 @@ def hit(solid: Solid, origin: Vector, direction: Vector, exits: bool) -> Tensor:
     if solid.shape is Shape.ELLIPSOID:
         return hit_ellipsoid(origin, direction, exits)
     return hit_frustum(origin, direction, exits, solid.taper)
+
+
+def _doubles(rows: Sequence[tuple[float, ...]]) -> Tensor:
+    """Rows of numbers in double precision."""
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def _yaw_matrix(angle: Tensor) -> Tensor:
