@@ -151,20 +151,37 @@ def test_batch_shapes_and_reference_frame(loaded, codec):
         torch.testing.assert_close(poses[1, 9], relative, atol=1e-5, rtol=0)
 
 
-def test_reference_frame_is_undone_for_a_path_that_starts_elsewhere(store, codec):
-    scene = load_scene(store.scene("a"), with_depth=False)
-    moved = replace(scene.camera_paths, camera_to_world=scene.camera_paths.camera_to_world.clone())
-    turn = torch.tensor([[0.0, 0, 1, 2], [0, 1, 0, 3], [-1, 0, 0, 4], [0, 0, 0, 1]])
-    moved.camera_to_world.copy_(turn @ moved.camera_to_world)
-    config = replace(OFFICIAL, with_depth=False)
-    one, other = (
-        make_batch([each], config, codec, batch_generator(0, 3))
-        for each in (scene, replace(scene, camera_paths=moved))
-    )
-    torch.testing.assert_close(one.cameras.camera_to_world, other.cameras.camera_to_world, atol=1e-5, rtol=0)
-    torch.testing.assert_close(
-        one.target_cameras.camera_to_world, other.target_cameras.camera_to_world, atol=1e-5, rtol=0
-    )
+def turned(scene: LoadedScene, angles: torch.Tensor) -> LoadedScene:
+    """The scene with each trajectory's cameras turned and moved by its own angle."""
+    turn = torch.eye(4).repeat(len(angles), 1, 1, 1)
+    turn[:, 0, 0, 0] = turn[:, 0, 2, 2] = angles.cos()
+    turn[:, 0, 0, 2], turn[:, 0, 2, 0] = angles.sin(), -angles.sin()
+    turn[:, 0, 1, 3] = angles
+    paths = scene.camera_paths
+    return replace(scene, camera_paths=replace(paths, camera_to_world=turn @ paths.camera_to_world))
+
+
+def test_a_turned_world_gives_the_same_batch(loaded, codec):
+    scene = turned(loaded[0], torch.full((7,), 0.8))
+    one, other = (make_batch([each], OFFICIAL, codec, batch_generator(0, 3)) for each in (loaded[0], scene))
+    for name in ("cameras", "target_cameras"):
+        first, second = (getattr(batch, name).camera_to_world for batch in (one, other))
+        torch.testing.assert_close(first, second, atol=1e-5, rtol=0)
+
+
+def test_the_reference_is_the_first_listed_trajectory(loaded, codec):
+    scene = turned(loaded[0], torch.linspace(0.0, 1.2, 7))
+    for step in range(4):
+        batch = make_batch([scene], OFFICIAL, codec, batch_generator(0, step), num_trajectories=3)
+        inverse = torch.linalg.inv(scene.cameras(batch.trajectories[0][0]).camera_to_world[0])
+        for index, trajectory in enumerate(batch.trajectories[0]):
+            expected = inverse @ scene.cameras(trajectory).camera_to_world
+            torch.testing.assert_close(batch.cameras.camera_to_world[0, index], expected, atol=1e-5, rtol=0)
+        for slot, (trajectory, frame) in enumerate(batch.target_ids[0]):
+            expected = inverse @ scene.cameras(trajectory).camera_to_world[frame]
+            torch.testing.assert_close(
+                batch.target_cameras.camera_to_world[0, slot], expected, atol=1e-5, rtol=0
+            )
 
 
 def test_targets_belong_to_their_cameras(loaded, codec):
