@@ -31,7 +31,7 @@ class ScenePalette:
         """A photograph or a pattern, repeated; toned down, as surfaces of the real world mostly are."""
         source = self.draws.choice(self._photographs if self.draws.chance(0.5) else self._patterns)
         slot = self._slot(faded(draw_recipe(self.draws, source), self.draws.uniform(0.45, 0.9)))
-        offset = (self.draws.uniform(0, 2), self.draws.uniform(0, 2))
+        offset = (self.draws.uniform(0.0, 2.0), self.draws.uniform(0.0, 2.0))
         return Material((slot,), self.draws.uniform(0.5, 1.1), offset)
 
     def quiet(self) -> Material:
