@@ -51,7 +51,10 @@ class VideoLatentSpec:
 class VideoCodec(Protocol):
     """A frozen encoder and decoder. Implementations are plain objects, never submodules of a model."""
 
-    spec: VideoLatentSpec
+    @property
+    def spec(self) -> VideoLatentSpec:
+        """How the latents relate to the video."""
+        ...
 
     def to(self, device: torch.device | str) -> VideoCodec:
         """The same codec on `device`."""

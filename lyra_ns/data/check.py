@@ -83,7 +83,7 @@ def check_dataset(
     problems, num_clips = _listing_problems(store), 0
     expected = sorted({trajectory for ids in store.listing.values() for trajectory in ids})
     for name in store.names:
-        clips = {**store.scene(name).clips}
+        clips = store.clips(name)
         missing = [trajectory for trajectory in expected if trajectory not in clips]
         if missing:
             message = (

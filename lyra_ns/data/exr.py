@@ -9,13 +9,14 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 MAGIC = 20000630
 VERSION = 2
 UNREADABLE_FLAGS = {0x200: "tiled", 0x800: "deep", 0x1000: "multi-part"}
-PIXEL_TYPES = {0: np.dtype("<u4"), 1: np.dtype("<f2"), 2: np.dtype("<f4")}
+PIXEL_TYPES: dict[int, np.dtype[Any]] = {0: np.dtype("<u4"), 1: np.dtype("<f2"), 2: np.dtype("<f4")}
 ROWS_PER_BLOCK = {0: 1, 2: 1, 3: 16}
 """Scan lines per block for NO, ZIPS and ZIP compression."""
 ZIP_COMPRESSION = 3
@@ -27,7 +28,7 @@ ZIP_LEVEL = 2
 class _Header:
     """What of a header is needed to find the pixels."""
 
-    channels: list[tuple[str, np.dtype]]
+    channels: list[tuple[str, np.dtype[Any]]]
     compression: int
     first_row: int
     height: int
@@ -53,7 +54,8 @@ def write_exr(image: np.ndarray) -> bytes:
         raise ValueError(f"expected a float16 or float32 image [H, W], found {image.dtype} {image.shape}")
     pixel_type = 1 if image.dtype == np.float16 else 2
     image = image.astype(PIXEL_TYPES[pixel_type])
-    header = _header_bytes(*image.shape, pixel_type)
+    height, width = image.shape
+    header = _header_bytes(height, width, pixel_type)
     rows = ROWS_PER_BLOCK[ZIP_COMPRESSION]
     starts = range(0, len(image), rows)
     blocks = [_compress(image[start : start + rows].tobytes()) for start in starts]
@@ -90,8 +92,9 @@ def _read_header(content: bytes) -> _Header:
     return _Header(channels, compression, top, bottom - top + 1, right - left + 1, position + 1)
 
 
-def _read_channels(content: bytes) -> list[tuple[str, np.dtype]]:
-    channels, position = [], 0
+def _read_channels(content: bytes) -> list[tuple[str, np.dtype[Any]]]:
+    channels: list[tuple[str, np.dtype[Any]]] = []
+    position = 0
     while content[position]:
         name, position = _read_name(content, position)
         pixel_type, _, x_sampling, y_sampling = struct.unpack_from("<4i", content, position)

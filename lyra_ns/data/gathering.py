@@ -45,6 +45,11 @@ class FrameSources:
     input_frames: UInt8[Tensor, "inputs L 3 H W"] | None
     """Frames of the B V inputs, for a warm start from files."""
 
+    @property
+    def num_clips(self) -> int:
+        """Clips to decode."""
+        return 0 if self.teacher_latents is None else len(self.teacher_latents)
+
     def to(self, device: torch.device | str) -> FrameSources:
         """The same on `device`."""
         return replace(self, **moved(vars(self), device))
@@ -72,7 +77,7 @@ class PendingBatch:
         num_scenes, num_inputs = self.ready["latents"].shape[:2]
         targets = dict(self._file_targets())
         cells = self._file_cells()
-        num_clips = self._num_teacher_clips
+        num_clips = self.sources.num_clips
         if isinstance(codec, FrameDecoder):
             targets |= self._single_frames(codec)
             num_clips = num_scenes * num_inputs if self._inputs_are_decoded else 0
@@ -102,13 +107,9 @@ class PendingBatch:
         clips = self.sources.input_frames
         return [] if clips is None else [self._cell_means(clip.float() / 255) for clip in clips]
 
-    @property
-    def _num_teacher_clips(self) -> int:
-        return 0 if self.sources.teacher_latents is None else len(self.sources.teacher_latents)
-
     def _single_frames(self, codec: Any) -> dict[int, Tensor]:
         """The decoded target frames by place, each by itself. `codec` is a VideoCodec and a FrameDecoder."""
-        if not self.sources.decoded_slots:
+        if self.sources.teacher_latents is None or not self.sources.decoded_slots:
             return {}
         raw = codec.from_diffusion(self.sources.teacher_latents.float())
         rows, frames, slots = zip(*self.sources.decoded_slots, strict=True)
@@ -120,8 +121,11 @@ class PendingBatch:
         cameras: CameraPath = self.ready["cameras"]
         numbers_per_clip = 3 * cameras.shape[-1] * cameras.height * cameras.width
         at_once = max(1, DECODED_NUMBERS_AT_ONCE // numbers_per_clip)
+        latents = self.sources.teacher_latents
+        if latents is None:
+            return
         for row in range(0, num_clips, at_once):
-            z = self.sources.teacher_latents[row : min(row + at_once, num_clips)]
+            z = latents[row : min(row + at_once, num_clips)]
             yield row, _to_unit_range(codec.decode(codec.from_diffusion(z.float())))
 
     def _picked(self, first_row: int, videos: Tensor) -> dict[int, Tensor]:
@@ -226,7 +230,7 @@ def _frame_sources(
 
 def _images(read: Callable[[int, Sequence[int]], Tensor], targets: Sequence[tuple[int, int]]) -> list[Tensor]:
     """The image of each target; every trajectory is opened once, its frames read in ascending order."""
-    found = {}
+    found: dict[tuple[int, int], Tensor] = {}
     for trajectory in dict.fromkeys(trajectory for trajectory, _ in targets):
         frames = sorted({frame for each, frame in targets if each == trajectory})
         images = read(trajectory, frames)

@@ -156,15 +156,12 @@ class LoadedScene:
 
     def to(self, device: torch.device | str) -> LoadedScene:
         """The same scene with latents and images on `device`."""
-        moved = {
-            name: None if value is None else value.to(device, non_blocking=True)
-            for name, value in (
-                ("input_latents", self.input_latents),
-                ("all_rgb", self.all_rgb),
-                ("all_depth", self.all_depth),
-            )
-        }
-        return replace(self, **moved)
+        return replace(
+            self,
+            input_latents=self.input_latents.to(device, non_blocking=True),
+            all_rgb=None if self.all_rgb is None else self.all_rgb.to(device, non_blocking=True),
+            all_depth=None if self.all_depth is None else self.all_depth.to(device, non_blocking=True),
+        )
 
     def latents(self, trajectory: int) -> Float[Tensor, "C T h w"]:
         """Latents in diffusion space."""

@@ -27,7 +27,7 @@ from lyra_ns.data.manifest import FILE_NAME as MANIFEST_NAME
 from lyra_ns.data.manifest import Manifest, read_manifest, write_manifest
 from lyra_ns.data.pose_order import FIRST_FLIPPED_ID, FlippedPoseOrder, poses_are_reversed
 from lyra_ns.data.splits import FILE_NAME as SPLITS_NAME
-from lyra_ns.data.types import Clip, Scene
+from lyra_ns.data.types import Scene
 from lyra_ns.data.video_files import read_video, video_size
 from lyra_ns.data.writer import write_clip
 
@@ -149,14 +149,17 @@ class LyraStore:
 
     def scene(self, name: str) -> Scene:
         """The scene called `name`; KeyError if there is none. Poses of views 6 to 11 are in forward time."""
+        return Scene(name, self.clips(name), self.is_dynamic)
+
+    def clips(self, name: str) -> dict[int, LyraClip]:
+        """The clips of the scene called `name`, by trajectory id, ascending."""
         reverse = self._reversed_poses(name)
-        clips: dict[int, Clip] = {
+        return {
             trajectory: self._clip(name, trajectory, reverse and trajectory >= FIRST_FLIPPED_ID)
             for trajectory in self.listing[name]
         }
-        return Scene(name, clips, self.is_dynamic)
 
-    def novel_clips(self, name: str) -> dict[int, Clip]:
+    def novel_clips(self, name: str) -> dict[int, LyraClip]:
         """Held-out camera paths of a scene with their true frames, by number; empty if there are none."""
         return {
             number: LyraClip(name, number, self.home / NOVEL_FOLDER / str(number), spec=self.spec)

@@ -92,8 +92,9 @@ class TrainingStream(IterableDataset):
 
     def _attempt(self, index: int, names: list[str], bad: set[str]) -> PendingBatch | None:
         """The batch of these scenes; None after adding at least one to `bad`, so that attempts end."""
-        sources = [self._guarded(name, bad, lambda name=name: self._open(name)) for name in names]
-        if None in sources:
+        opened = [self._guarded(name, bad, partial(self._open, name)) for name in names]
+        sources = [source for source in opened if source is not None]
+        if len(sources) < len(names):
             return None
         shared = draw_num_trajectories(sources, self.config, batch_generator(self.seed, index, ALL_RANKS))
         generator = batch_generator(self.seed, index, self.rank)

@@ -6,7 +6,7 @@ rows columns Gaussian cells.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -23,10 +23,15 @@ NOVEL_FIRST_ID = 100
 class Clip(Protocol):
     """One trajectory of a scene. Cameras are at hand; everything heavy is read when asked for."""
 
-    scene: str
-    """Name of the scene."""
-    trajectory: int
-    """Numeric id of the trajectory (folder name on disk)."""
+    @property
+    def scene(self) -> str:
+        """Name of the scene."""
+        ...
+
+    @property
+    def trajectory(self) -> int:
+        """Numeric id of the trajectory (folder name on disk)."""
+        ...
 
     def cameras(self) -> CameraPath:
         """The path [L], as stored: OpenCV camera-to-world, pixel intrinsics of the stored video."""
@@ -55,7 +60,7 @@ class Scene:
 
     name: str
     """File stem shared by the scene's clips."""
-    clips: dict[int, Clip] = field(repr=False)
+    clips: Mapping[int, Clip] = field(repr=False)
     """Clips by trajectory id, ascending."""
     is_dynamic: bool = False
     """Whether things move, so that time embeddings matter."""
