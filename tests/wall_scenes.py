@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +14,10 @@ from lyra_ns.cameras import CameraPath, ray_grid
 from lyra_ns.codec import load_codec
 from lyra_ns.data.manifest import Manifest, write_manifest
 from lyra_ns.data.writer import write_clip
+from lyra_ns.gaussians import Gaussians
+
+if TYPE_CHECKING:
+    from lyra_ns.plugin.pipeline import LyraPipelineConfig
 
 HEIGHT, WIDTH, NUM_FRAMES = 48, 64, 9
 WALL_DISTANCE = 3.0
@@ -55,17 +62,10 @@ def write_wall_scenes(
     for number, name in enumerate(names):
         for trajectory, path in PATHS.items():
             rgb, depth = wall(path, number)
+            stored_depth = depth if with_depth else None
             video = (rgb.float() / 127.5 - 1.0).transpose(0, 1)[None]
             latents = codec.to_diffusion(codec.encode(video))[0]
-            write_clip(
-                root / "static",
-                name,
-                trajectory,
-                path,
-                z=latents,
-                rgb=rgb,
-                depth=depth if with_depth else None,
-            )
+            write_clip(root / "static", name, trajectory, path, z=latents, rgb=rgb, depth=stored_depth)
         if with_novel:
             rgb, depth = wall(NOVEL_PATH, number)
             write_clip(root / "novel", name, 0, NOVEL_PATH, rgb=rgb, depth=depth if with_depth else None)
@@ -80,3 +80,42 @@ def write_wall_scenes(
     )
     write_manifest(root, manifest)
     return root
+
+
+def tiny_pipeline_config(root: Path | None, **model_changes: Any) -> LyraPipelineConfig:
+    """`lyra-tiny` with a network of a few thousand weights, reading in the test's own process."""
+    from lyra_ns.method_configs.tiny import lyra_tiny
+
+    config = deepcopy(lyra_tiny.config.pipeline)
+    config.datamanager.data = root
+    config.datamanager.num_workers = 0
+    config.model.decoder = replace(
+        config.model.decoder,
+        width=32,
+        depth=2,
+        pattern="1M1T",
+        num_heads=2,
+        state_size=8,
+        head_dim=16,
+        cell_size=8,
+    )
+    config.model.init_from = "none"
+    for name, value in model_changes.items():
+        setattr(config.model, name, value)
+    return config
+
+
+def wall_gaussians(seed: int) -> Gaussians:
+    """The wall numbered `seed` as flat Gaussians on a fine grid, in the frame of the reference camera."""
+    spacing = 0.03
+    x, y = torch.meshgrid(torch.arange(-3, 3, spacing), torch.arange(-2.5, 2.5, spacing), indexing="xy")
+    x, y = x.flatten(), y.flatten()
+    frequency = 1.5 + 0.3 * seed
+    rgb = torch.stack([torch.sin(frequency * x + seed), torch.cos(frequency * y), torch.sin(x + y)], 1)
+    return Gaussians(
+        means=torch.stack([x, y, torch.full_like(x, WALL_DISTANCE)], 1),
+        quats=torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(len(x), 4).clone(),
+        scales=torch.tensor([0.6 * spacing, 0.6 * spacing, 0.001]).expand(len(x), 3).clone(),
+        opacities=torch.full_like(x, 0.99),
+        rgb=(rgb * 100 + 128) / 255,
+    )

@@ -108,8 +108,6 @@ class LyraDataManager(VanillaDataManager[InputDataset]):
         """All scenes of the data set."""
         return self.dataparser.scenes
 
-    # ---- training ----------------------------------------------------------------------------------
-
     def setup_train(self) -> None:
         """Nothing: batches are opened by the first one that is asked for."""
 
@@ -170,8 +168,6 @@ class LyraDataManager(VanillaDataManager[InputDataset]):
     @cached_property
     def _placeholder(self) -> Cameras:
         return self.train_dataset.cameras[:1].to(self.device)
-
-    # ---- evaluation and the viewer -----------------------------------------------------------------
 
     @cached_property
     def _measured_scenes(self) -> list[str]:

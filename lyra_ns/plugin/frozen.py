@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from nerfstudio.utils.rich_utils import CONSOLE
 
 from lyra_ns.codec import VideoCodec, load_codec
 from lyra_ns.conditioning import ConditioningBuilder
@@ -31,6 +32,7 @@ class FrozenParts:
         self._codec: VideoCodec | None = None
         self._conditioning: ConditioningBuilder | None = None
         self._perceptual: PerceptualDistance | None = None
+        self._perceptual_is_missing = False
 
     def codec(self, device: torch.device) -> VideoCodec:
         """The codec that made the latents."""
@@ -71,6 +73,17 @@ class FrozenParts:
         dtype = torch.bfloat16 if device.type == "cuda" else None
         return self.perceptual(device).computing_in(dtype)
 
+    def perceptual_if_present(self, device: torch.device) -> PerceptualDistance | None:
+        """As `perceptual`, or None where its weights cannot be had, which is logged once."""
+        if self._perceptual_is_missing:
+            return None
+        try:
+            return self.perceptual(device)
+        except FileNotFoundError as error:
+            CONSOLE.log(f"lyra: LPIPS is not measured: {error}")
+            self._perceptual_is_missing = True
+            return None
+
     def reconstructor(self, decoder: LatentGaussianDecoder, device: torch.device) -> Reconstructor:
         """The feed-forward pass for stored latents, unpruned, sharing this object's codec and cache."""
         reconstructor = Reconstructor(decoder, self.codec(device))
@@ -78,15 +91,18 @@ class FrozenParts:
         return reconstructor
 
     def describe(self, decoder: LatentGaussianDecoder, device: torch.device) -> list[str]:
-        """One line for each part in use."""
+        """One line for each part in use; LPIPS only once it is loaded."""
         codec = self._codec_name
         if codec == "linear":
             codec = "embedded linear 8x8x8 transform (no network, not the Cosmos tokenizer)"
         num_parameters = sum(parameter.numel() for parameter in decoder.parameters())
-        return [
-            f"Decoder: {num_parameters:,} parameters, one Gaussian per {decoder.config.cell_size} pixels squared",
+        cell = decoder.config.cell_size
+        lines = [
+            f"Decoder: {num_parameters:,} parameters, one Gaussian per {cell}x{cell} pixels",
             describe_scan_backend(decoder.scan),
             describe_backend(self._config.render, device),
             f"Codec: {codec}",
-            f"Perceptual distance: {self.perceptual(device).name}",
         ]
+        if self._perceptual is not None:
+            lines.append(f"Perceptual distance: {self._perceptual.name}")
+        return lines

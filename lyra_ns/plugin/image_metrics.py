@@ -17,12 +17,12 @@ def image_metrics(
     true_rgb: Float[Tensor, "H W 3"],
     depth: Float[Tensor, "H W 1"],
     true_depth: Float[Tensor, "H W 1"] | None,
-    perceptual: PerceptualDistance,
+    perceptual: PerceptualDistance | None,
 ) -> dict[str, float]:
-    """psnr, ssim, lpips and, where the true depth is known, depth_error."""
+    """psnr, ssim, lpips (with a perceptual distance) and depth_error (where the true depth is known)."""
     image, truth = rgb.movedim(-1, 0)[None], true_rgb.movedim(-1, 0)[None]
     metrics = {"psnr": psnr(rgb[None], true_rgb[None]), "ssim": ssim(rgb[None], true_rgb[None])}
-    if min(rgb.shape[:2]) >= SMALLEST_SIDE:
+    if perceptual is not None and min(rgb.shape[:2]) >= SMALLEST_SIDE:
         metrics["lpips"] = perceptual(image, truth)
     if true_depth is not None:
         metrics["depth_error"] = relative_depth_error(depth[None, ..., 0], true_depth[None, ..., 0])

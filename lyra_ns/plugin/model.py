@@ -52,15 +52,13 @@ class LyraModel(SplatfactoModel):
         self._graphed = GraphedDecoder(self.decoder) if self.config.use_cuda_graphs else None
         metadata = self.kwargs.get("metadata") or {}
         # Frozen networks live in a plain object: they belong neither into checkpoints nor to the optimiser.
-        self._frozen = FrozenParts(self.config, metadata.get("codec", "linear"))
+        self._frozen = FrozenParts(self.config, metadata.get("codec", "unknown"))
         self._cache = SceneCache(self._decode_scene)
         self._scenes: SceneLibrary | None = None
         self._weights_version = 0
         self._viewer_background: Tensor | None = None
         self.crop_box: OrientedBox | None = None
         self.step = 0
-
-    # ---- scenes ------------------------------------------------------------------------------------
 
     def attach_scenes(self, scenes: SceneLibrary) -> None:
         """Tell the model where the inputs of scenes come from; needed before anything is shown."""
@@ -115,8 +113,6 @@ class LyraModel(SplatfactoModel):
         request = self._request(scene, tuple(self._scenes.trajectories(scene)), times)
         return prune(self._cache.get(request, self._weights_version), self.prune_ratio)
 
-    # ---- training ----------------------------------------------------------------------------------
-
     def complete(self, batch: PendingBatch) -> SceneBatch:
         """The batch with its target frames, decoded by the codec where they are latents."""
         return batch.complete(self._frozen.codec(self.device))
@@ -170,6 +166,8 @@ class LyraModel(SplatfactoModel):
         """First weights and input statistics; DataError if the data lacks what the losses need."""
         with reading_data():
             load_initial_weights(self.decoder, self.config.init_from)
+            if self.config.loss.lpips:
+                self._frozen.perceptual(self.device)
         batch = self.complete(first_batch)
         check_targets(batch, self.config.loss, self.uses_attributes_at(0))
         if self.config.decoder.input_statistics and self.config.init_from == "none":
@@ -206,8 +204,6 @@ class LyraModel(SplatfactoModel):
             )
         self._weights_version += 1
         return nn.Module.load_state_dict(self, state_dict, strict=True, assign=assign)
-
-    # ---- what the host reads ----------------------------------------------------------------------
 
     @property
     def gauss_params(self) -> dict[str, Tensor]:
@@ -273,9 +269,8 @@ class LyraModel(SplatfactoModel):
         truth = batch["image"].to(self.device)
         true_depth = batch.get("depth_image")
         true_depth = None if true_depth is None else true_depth.to(self.device)
-        metrics = image_metrics(
-            outputs["rgb"], truth, outputs["depth"], true_depth, self._frozen.perceptual(self.device)
-        )
+        perceptual = self._frozen.perceptual_if_present(self.device)
+        metrics = image_metrics(outputs["rgb"], truth, outputs["depth"], true_depth, perceptual)
         images = {
             "img": torch.cat([truth, outputs["rgb"]], 1),
             "depth": depth_picture(outputs["depth"], true_depth, outputs["accumulation"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from nerfstudio.models.base_model import ModelConfig
 
@@ -39,8 +39,6 @@ class LyraModelConfig(ModelConfig):
     """Step from which on Gaussians are dropped."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Weights of the losses."""
-    lpips_net: Literal["vgg", "alex"] = "vgg"
-    """Network of the perceptual loss and of the LPIPS that evaluation reports."""
     render: RenderSettings = field(default_factory=RenderSettings)
     """Constants of rasterization."""
     warm_start_steps: int = 0
