@@ -16,6 +16,7 @@ from lyra_ns.plugin.model_config import LyraModelConfig
 from lyra_ns.plugin.optimizers import DecoderAdamWConfig
 from lyra_ns.plugin.pipeline import LyraPipelineConfig
 from lyra_ns.plugin.schedulers import WarmupSchedulerConfig
+from lyra_ns.rendering.types import RenderSettings
 
 TINY_DECODER = DecoderConfig(
     width=256,
@@ -24,6 +25,7 @@ TINY_DECODER = DecoderConfig(
     num_heads=4,
     state_size=64,
     head_dim=64,
+    cell_size=4,
     input_statistics=True,
     init="damped",
     head=GaussianHeadConfig(
@@ -50,16 +52,19 @@ lyra_tiny = MethodSpecification(
         pipeline=LyraPipelineConfig(
             datamanager=LyraDataManagerConfig(
                 sampling=SamplingConfig(
-                    num_target_frames=2,
+                    num_target_frames=1,
                     target_distribution="uniform",
                     cross_view_targets=True,
-                    num_target_trajectories=3,
+                    num_target_trajectories=5,
                 )
             ),
             model=LyraModelConfig(
                 decoder=TINY_DECODER,
                 init_from="shipped",
-                loss=LossConfig(mse=4.0, lpips=0.25, lpips_net="alex", opacity=0.02),
+                loss=LossConfig(mse=4.0, lpips=0.25, lpips_net="alex", opacity=0.02, attributes=0.1),
+                # One response on every machine, that of ordinary viewers; gsplat 1.4 has no other.
+                render=RenderSettings(response="ewa"),
+                prune_ratio=0.5,
                 warm_start_steps=1000,
             ),
         ),
