@@ -65,14 +65,14 @@ def crates(draws: Draws, palette: Palette, size: float) -> list[Solid]:
         height = side * draws.uniform(0.5, 1.1)
         material = palette.picture() if draws.chance(0.3) else palette.surface()
         depth = side * draws.uniform(0.7, 1.0)
-        solids.append(box(material, (side, height, depth), bottom, yaw=draws.uniform(0, math.pi)))
+        solids.append(box(material, (side, height, depth), bottom, yaw=draws.uniform(0.0, math.pi)))
         bottom, side = bottom + height, side * draws.uniform(0.55, 0.75)
     return solids
 
 
 def balls(draws: Draws, palette: Palette, size: float) -> list[Solid]:
     """A large ball, and sometimes a small one beside it."""
-    yaw, tilt = draws.uniform(0, 6.28), draws.uniform(-1.0, 1.0)
+    yaw, tilt = draws.uniform(0.0, 6.28), draws.uniform(-1.0, 1.0)
     solids = [ball(palette.surface(), size * draws.uniform(0.4, 0.5), yaw=yaw, tilt=tilt)]
     if draws.chance(0.5):
         radius = size * draws.uniform(0.15, 0.25)
@@ -125,7 +125,7 @@ def chair(draws: Draws, palette: Palette, size: float) -> list[Solid]:
     solids = [box(palette.surface(), (side, size * 0.08, side), seat)]
     back_height = size * draws.uniform(0.5, 0.8)
     solids.append(
-        box(palette.surface(), (side, back_height, size * 0.07), seat + size * 0.08, at=(0, side * 0.45))
+        box(palette.surface(), (side, back_height, size * 0.07), seat + size * 0.08, at=(0.0, side * 0.45))
     )
     for x in (-0.43 * side, 0.43 * side):
         for z in (-0.43 * side, 0.43 * side):
@@ -201,7 +201,7 @@ def figure(draws: Draws, palette: Palette, size: float) -> list[Solid]:
     """Balls on top of each other with a hat, as a snowman."""
     radius, bottom, solids = size * 0.36, 0.0, []
     for _ in range(3):
-        solids.append(ball(palette.surface(), radius, bottom, yaw=draws.uniform(0, 6.28)))
+        solids.append(ball(palette.surface(), radius, bottom, yaw=draws.uniform(0.0, 6.28)))
         bottom, radius = bottom + 1.75 * radius, radius * 0.74
     hat, brim = palette.quiet(), bottom + 0.12 * radius
     solids.append(frustum(hat, radius * 1.3, size * 0.04, brim))
@@ -213,10 +213,14 @@ def _trinket(draws: Draws, palette: Palette, size: float, bottom: float, at: tup
     """A small box, ball, vase or framed picture."""
     kind = draws.integer(0, 3)
     if kind == 0:
-        sides = (size * draws.uniform(0.5, 1), size * draws.uniform(0.4, 1), size * draws.uniform(0.5, 0.8))
-        return box(palette.surface(), sides, bottom, at, yaw=draws.uniform(0, math.pi))
+        sides = (
+            size * draws.uniform(0.5, 1.0),
+            size * draws.uniform(0.4, 1.0),
+            size * draws.uniform(0.5, 0.8),
+        )
+        return box(palette.surface(), sides, bottom, at, yaw=draws.uniform(0.0, math.pi))
     if kind == 1:
-        return ball(palette.surface(), size * 0.42, bottom, at, yaw=draws.uniform(0, 6.28))
+        return ball(palette.surface(), size * 0.42, bottom, at, yaw=draws.uniform(0.0, 6.28))
     if kind == 2:
         taper = draws.uniform(0.4, 1.0)
         return frustum(palette.surface(), size * 0.35, size * draws.uniform(0.7, 1.2), bottom, at, taper)

@@ -56,7 +56,7 @@ def build_room(
     if draws.chance(0.5):
         far = side
     slots = (side, side, palette.wide(), palette.wide(), side, far)
-    offset = (draws.uniform(0, 2), draws.uniform(0, 2))
+    offset = (draws.uniform(0.0, 2.0), draws.uniform(0.0, 2.0))
     material = Material(slots, draws.uniform(0.25, 0.6), offset)
     room = Solid(Shape.BOX, middle, half, material, encloses=True, casts_shadow=False)
     flat = [_wall_picture(draws, palette, room, floor) for _ in range(draws.integer(1, 5))]
@@ -72,13 +72,13 @@ def build_open_ground(
 ) -> list[Solid]:
     """A ground that reaches to the foot of a painted sky."""
     sky = Material(
-        (palette.sky(horizon),), repeats=(3.0, 2.5), offset=(draws.uniform(0, 2), 0.0), emissive=True
+        (palette.sky(horizon),), repeats=(3.0, 2.5), offset=(draws.uniform(0.0, 2.0), 0.0), emissive=True
     )
-    offset = (draws.uniform(0, 2), draws.uniform(0, 2))
+    offset = (draws.uniform(0.0, 2.0), draws.uniform(0.0, 2.0))
     ground = Material((palette.wide(),), draws.uniform(0.2, 0.5), offset)
     half = (SKY_DISTANCE, 0.8 * SKY_DISTANCE, SKY_DISTANCE)
     slab = (1.1 * SKY_DISTANCE, 0.05, 1.1 * SKY_DISTANCE)
-    yaw = draws.uniform(0, math.pi)
+    yaw = draws.uniform(0.0, math.pi)
     return [
         Solid(Shape.ELLIPSOID, (0.0, floor, 0.0), half, sky, encloses=True, casts_shadow=False),
         Solid(Shape.BOX, (0.0, floor + 0.05, 0.0), slab, ground, yaw=yaw, casts_shadow=False),
@@ -104,7 +104,7 @@ def furnish(
         taken.append((*spot, radius))
         if motion:
             motion = Motion(motion.swing, motion.cycles, motion.phase, motion.spin, spot)
-        yaw = draws.uniform(0, 2 * math.pi)
+        yaw = draws.uniform(0.0, 2.0 * math.pi)
         placed += [solid.moved((spot[0], floor, spot[1]), yaw, motion) for solid in group]
     return placed
 
@@ -155,7 +155,7 @@ def _draw_motion(draws: Draws, size: float) -> Motion:
     """A swing along the floor and a spin."""
     swing = (size * draws.uniform(0.2, 0.9), 0.0, size * draws.uniform(0.0, 0.5))
     spin = draws.uniform(-1.5, 1.5) if draws.chance(0.7) else 0.0
-    return Motion(swing, draws.uniform(0.3, 1.0), draws.uniform(0, 1), spin, (0.0, 0.0))
+    return Motion(swing, draws.uniform(0.3, 1.0), draws.uniform(0.0, 1.0), spin, (0.0, 0.0))
 
 
 def _wall_picture(draws: Draws, palette: ScenePalette, room: Solid, floor: float) -> Solid:

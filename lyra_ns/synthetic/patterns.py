@@ -53,7 +53,7 @@ def _blend(draws: Draws, mask: Tensor) -> Tensor:
 
 def _stripes(draws: Draws, u: Tensor, v: Tensor) -> Tensor:
     """Stripes in any direction, of unequal widths."""
-    angle, frequency = draws.uniform(0, math.pi), draws.uniform(3, 9)
+    angle, frequency = draws.uniform(0.0, math.pi), draws.uniform(3.0, 9.0)
     along = frequency * (u * math.cos(angle) + v * math.sin(angle)) % 1
     return _blend(draws, (along < draws.uniform(0.25, 0.7)).float())
 
@@ -99,14 +99,14 @@ def _noise(draws: Draws, u: Tensor, v: Tensor) -> Tensor:
 
 def _gradient(draws: Draws, u: Tensor, v: Tensor) -> Tensor:
     """A slow change between two colours."""
-    angle = draws.uniform(0, 2 * math.pi)
+    angle = draws.uniform(0.0, 2.0 * math.pi)
     return _blend(draws, (0.5 + (u - 0.5) * math.cos(angle) + (v - 0.5) * math.sin(angle)).clamp(0, 1))
 
 
 def _marble(draws: Draws, u: Tensor, v: Tensor) -> Tensor:
     """Veins: a sine bent by noise."""
     bent = fractal_noise(draws, len(u), coarsest=3)
-    wave = torch.sin(2 * math.pi * (draws.uniform(1, 4) * u + draws.uniform(1, 4) * v + 2.5 * bent))
+    wave = torch.sin(2 * math.pi * (draws.uniform(1.0, 4.0) * u + draws.uniform(1.0, 4.0) * v + 2.5 * bent))
     return _blend(draws, wave.abs().sqrt())
 
 
@@ -120,9 +120,9 @@ def _dots(draws: Draws, u: Tensor, v: Tensor) -> Tensor:
 
 def _rings(draws: Draws, u: Tensor, v: Tensor) -> Tensor:
     """Growth rings about a point, bent by noise."""
-    x, y = u - draws.uniform(0, 1), v - draws.uniform(0, 1)
+    x, y = u - draws.uniform(0.0, 1.0), v - draws.uniform(0.0, 1.0)
     radius = (x.square() + y.square()).sqrt() + 0.08 * fractal_noise(draws, len(u), coarsest=3)
-    return _blend(draws, 0.5 + 0.5 * torch.sin(2 * math.pi * draws.uniform(5, 12) * radius))
+    return _blend(draws, 0.5 + 0.5 * torch.sin(2 * math.pi * draws.uniform(5.0, 12.0) * radius))
 
 
 def _weave(draws: Draws, u: Tensor, v: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ def _weave(draws: Draws, u: Tensor, v: Tensor) -> Tensor:
 
 def _zigzags(draws: Draws, u: Tensor, v: Tensor) -> Tensor:
     """Zigzag bands with joints."""
-    count = draws.uniform(3, 6)
+    count = draws.uniform(3.0, 6.0)
     distances = []
     for shift in (0.0, 0.5):
         x = (u * count + shift) % 1 - 0.5

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -126,7 +126,7 @@ class SceneRenderer:
         cameras: CameraPath,
         camera_to_unit: Float[Tensor, "P F 3 4"],
         boxes: list[tuple[float, ...] | None],
-    ) -> tuple[Float[Tensor, "F h w"], Int[Tensor, "F h w"]]:
+    ) -> tuple[Float[Tensor, "F h w"], UInt8[Tensor, "F h w"]]:
         """Depth and number of the nearest solid along each ray."""
         rays = self._rays(cameras)
         shape = (*cameras.shape, cameras.height, cameras.width)

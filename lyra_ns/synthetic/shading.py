@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lyra_ns.cameras import CameraPath
@@ -50,7 +50,7 @@ class Shader:
     def shade(
         self, cameras: CameraPath, x: Float[Tensor, "F 1 w"], y: Float[Tensor, "F h 1"],
         camera_to_unit: Float[Tensor, "P F 3 4"], depth: Float[Tensor, "F h w"],
-        nearest: Int[Tensor, "F h w"], supersampling: int,
+        nearest: UInt8[Tensor, "F h w"], supersampling: int,
     ) -> Float[Tensor, "3 F h w"]:  # fmt: skip
         """Colours from 0 to 1 of the rays (x, y, 1) that met solid `nearest` at z-depth `depth`."""
         number = nearest.long()
@@ -191,7 +191,7 @@ def _material_row(solid: Solid, texture_size: int) -> list[float]:
         along, density = (x * tiles, y * tiles, z * tiles), tiles
     else:
         # Whole repeats around close the texture at the seam: it is mirrored, so its period is 2 tiles.
-        around = repeats[0] if repeats else max(1.0, round(math.pi * x * tiles))
+        around = repeats[0] if repeats else float(max(1, round(math.pi * x * tiles)))
         up = math.pi / 2 * y * tiles if solid.shape is Shape.ELLIPSOID else y * tiles
         along = (around, repeats[1] if repeats else up, x * tiles)
         density = max(around / (math.pi * x), tiles if not repeats else 0.0)

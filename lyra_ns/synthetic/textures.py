@@ -68,7 +68,7 @@ class TextureRecipe:
 def draw_recipe(draws: Draws, source: int, *, whole: bool = False, natural: bool = False) -> TextureRecipe:
     """A random crop (or the `whole` picture) in other colours (or tinted only, where `natural`)."""
     side = 1.0 if whole else draws.uniform(0.5, 1.0)
-    crop = (draws.uniform(0, 1 - side), draws.uniform(0, 1 - side), side)
+    crop = (draws.uniform(0.0, 1.0 - side), draws.uniform(0.0, 1.0 - side), side)
     order = list(range(3)) if natural or draws.chance(0.4) else draws.order(3)
     saturation, gain = draws.uniform(0.5, 1.1), draws.uniform(0.85, 1.25)
     tint = [gain * draws.uniform(0.88, 1.0) for _ in range(3)]
