@@ -119,9 +119,11 @@ class LyraDataManager(VanillaDataManager[InputDataset]):
         return replace(self.config.sampling, warm_start=self.needs_attributes_at(step))
 
     def _settings(self, seed: int) -> BatchSettings:
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        rank = torch.distributed.get_rank() if distributed else self.local_rank
-        return BatchSettings(self.config.scenes_per_step, seed, rank, self.world_size, self.device)
+        rank, world_size = self.local_rank, self.world_size
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # nerfstudio gives the rank within one machine only.
+            rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return BatchSettings(self.config.scenes_per_step, seed, rank, world_size, self.device)
 
     @cached_property
     def _train_batches(self) -> Batches:
