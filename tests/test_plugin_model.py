@@ -13,6 +13,7 @@ from wall_scenes import tiny_pipeline_config, wall_gaussians, write_wall_scenes
 
 from lyra_ns.checkpoints import save_decoder
 from lyra_ns.gaussians import Gaussians
+from lyra_ns.losses import LossConfig
 from lyra_ns.plugin.errors import CheckpointMismatch
 from lyra_ns.plugin.gauss_params import splatfacto_params, without_invalid
 from lyra_ns.plugin.optimizers import DecoderAdamWConfig
@@ -55,6 +56,16 @@ def test_warm_start_then_rendering_losses(walls: Path) -> None:
         totals.append(float(sum(losses.values())))
     assert totals[1] < totals[0]
     assert sum(totals[9:12]) < sum(totals[2:5])
+
+
+def test_attribute_loss_goes_on_after_the_warm_start(walls: Path) -> None:
+    """Where it has a weight; the batches then carry depth and colour of the inputs at every step."""
+    loss = LossConfig(lpips=0.0, depth=0.0, opacity=0.0, attributes=0.5)
+    pipeline = make_pipeline(walls, warm_start_steps=0, loss=loss)
+    pipeline.train()
+    _, losses, _ = pipeline.get_train_loss_dict(7)
+    assert set(losses) == {"mse", "attributes"}
+    assert float(losses["attributes"]) > 0.0
 
 
 def test_evaluation_reports_all_metrics_over_held_out_scenes(pipeline: LyraPipeline) -> None:

@@ -15,6 +15,7 @@ from lyra_ns.codec import load_codec
 from lyra_ns.data.manifest import Manifest, write_manifest
 from lyra_ns.data.writer import write_clip
 from lyra_ns.gaussians import Gaussians
+from lyra_ns.losses import LossConfig
 
 if TYPE_CHECKING:
     from lyra_ns.plugin.pipeline import LyraPipelineConfig
@@ -100,6 +101,8 @@ def tiny_pipeline_config(root: Path | None, **model_changes: Any) -> LyraPipelin
         cell_size=8,
     )
     config.model.init_from = "none"
+    config.model.prune_ratio = 0.0
+    config.model.loss = LossConfig(lpips_net="alex")
     for name, value in model_changes.items():
         setattr(config.model, name, value)
     return config
