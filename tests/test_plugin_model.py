@@ -248,3 +248,32 @@ def test_missing_data_is_one_sentence() -> None:
     """It says how to get some."""
     with pytest.raises(SystemExit, match="ns-lyra sample-data --output data/lyra-sample"):
         tiny_pipeline_config(None).setup(device="cpu", test_mode="val")
+
+
+def test_dynamic_scenes_are_shown_at_the_cameras_moment(tmp_path: Path) -> None:
+    """Other moments, other Gaussians; cameras without one show the configured moment. Training works too."""
+    write_wall_scenes(tmp_path, num_scenes=2, is_dynamic=True)
+    decoder = replace(tiny_pipeline_config(tmp_path).model.decoder, use_time=True)
+    pipeline = make_pipeline(tmp_path, decoder=decoder, target_time=1.0)
+    assert pipeline.datamanager.includes_time
+    embedding = pipeline.model.decoder.patch_time_embed_tgt
+    # A random decoder's time embeddings are zero.
+    torch.nn.init.normal_(embedding.proj.weight)
+    cameras = pipeline.datamanager.train_dataset.cameras
+    early, late = cameras[:1], cameras[8:9]
+    late.camera_to_worlds = early.camera_to_worlds
+    pictures = [pipeline.model.get_outputs_for_camera(camera)["rgb"] for camera in (early, late)]
+    assert not torch.allclose(*pictures)
+    early.times = None
+    torch.testing.assert_close(pipeline.model.get_outputs_for_camera(early)["rgb"], pictures[1])
+    pipeline.train()
+    pipeline.model.update_to_step(10_000)
+    _, losses, _ = pipeline.get_train_loss_dict(0)
+    assert torch.isfinite(sum(losses.values()))
+
+
+def test_a_decoder_of_times_refuses_static_data(walls: Path) -> None:
+    """In one sentence, before training."""
+    decoder = replace(tiny_pipeline_config(walls).model.decoder, use_time=True)
+    with pytest.raises(SystemExit, match="a static data set has not"):
+        make_pipeline(walls, decoder=decoder)

@@ -55,7 +55,11 @@ def wall(path: CameraPath, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def write_wall_scenes(
-    root: Path, num_scenes: int = 4, with_depth: bool = True, with_novel: bool = True
+    root: Path,
+    num_scenes: int = 4,
+    with_depth: bool = True,
+    with_novel: bool = True,
+    is_dynamic: bool = False,
 ) -> Path:
     """Write scenes wall_0 ... in the official layout; the last is held out."""
     codec = load_codec("linear")
@@ -66,7 +70,15 @@ def write_wall_scenes(
             stored_depth = depth if with_depth else None
             video = (rgb.float() / 127.5 - 1.0).transpose(0, 1)[None]
             latents = codec.to_diffusion(codec.encode(video))[0]
-            write_clip(root / "static", name, trajectory, path, z=latents, rgb=rgb, depth=stored_depth)
+            write_clip(
+                root / ("dynamic" if is_dynamic else "static"),
+                name,
+                trajectory,
+                path,
+                z=latents,
+                rgb=rgb,
+                depth=stored_depth,
+            )
         if with_novel:
             rgb, depth = wall(NOVEL_PATH, number)
             write_clip(root / "novel", name, 0, NOVEL_PATH, rgb=rgb, depth=depth if with_depth else None)
@@ -78,6 +90,7 @@ def write_wall_scenes(
         scenes={name: list(PATHS) for name in names},
         novel={name: [0] for name in names} if with_novel else {},
         splits={"train": names[:-1], "test": names[-1:]},
+        is_dynamic=is_dynamic,
     )
     write_manifest(root, manifest)
     return root

@@ -61,7 +61,16 @@ class LyraModel(SplatfactoModel):
         self.step = 0
 
     def attach_scenes(self, scenes: SceneLibrary) -> None:
-        """Tell the model where the inputs of scenes come from; needed before anything is shown."""
+        """Tell the model where the inputs of scenes come from; DataError if they do not suit the decoder."""
+        if self.config.decoder.use_time and not scenes.is_dynamic:
+            raise DataError(
+                "the decoder reads times, which a static data set has not: give dynamic data, "
+                "or leave out --pipeline.model.decoder.use-time True"
+            )
+        if scenes.is_dynamic and not self.config.decoder.use_time:
+            CONSOLE.log(
+                "lyra: things move in this data, but the decoder does not read times (decoder.use-time)"
+            )
         self._scenes = scenes
         self._cache.clear()
         self.lyra = ViewerPanel(
