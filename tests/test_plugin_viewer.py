@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -113,6 +114,18 @@ def test_viewer_renders_and_its_controls_act(viewer: Viewer, pipeline: LyraPipel
     assert not torch.allclose(rendered(viewer)["rgb"], first["rgb"])
     panel._reset()
     torch.testing.assert_close(rendered(viewer)["rgb"], first["rgb"])
+
+
+def test_browsers_start_before_the_scene(viewer: Viewer, pipeline: LyraPipeline) -> None:
+    """Behind the reference camera, looking at the middle of the Gaussians, with z up."""
+    camera = SimpleNamespace()
+    for place in viewer.viser_server._client_connect_cb:
+        if place.__module__ == "lyra_ns.plugin.viewer_panel":
+            place(SimpleNamespace(camera=camera))
+    depth = VISER_NERFSTUDIO_SCALE_RATIO * float(pipeline.model.means[:, 1].median())
+    assert camera.position[1] < 0.0
+    assert camera.look_at == pytest.approx((0.0, depth, 0.0), rel=0.2)
+    assert camera.up_direction == (0.0, 0.0, 1.0)
 
 
 def test_a_damaged_scene_does_not_stop_the_viewer(viewer: Viewer, pipeline: LyraPipeline) -> None:

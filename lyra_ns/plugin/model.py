@@ -57,6 +57,7 @@ class LyraModel(SplatfactoModel):
         self._scenes: SceneLibrary | None = None
         self._weights_version = 0
         self._viewer_background: Tensor | None = None
+        self._centre_depth = 1.0
         self.crop_box: OrientedBox | None = None
         self.step = 0
 
@@ -74,7 +75,11 @@ class LyraModel(SplatfactoModel):
         self._scenes = scenes
         self._cache.clear()
         self.lyra = ViewerPanel(
-            scenes.names, scenes.active, scenes.trajectories(scenes.active), 1.0 - self.config.prune_ratio
+            scenes.names,
+            scenes.active,
+            scenes.trajectories(scenes.active),
+            keep_ratio=1.0 - self.config.prune_ratio,
+            centre_depth=lambda: self._centre_depth,
         )
 
     def describe_parts(self) -> list[str]:
@@ -92,7 +97,9 @@ class LyraModel(SplatfactoModel):
         inputs = self._scenes.inputs(request.scene, request.trajectories)
         reconstruct = self._frozen.reconstructor(self.decoder, self.device)
         gaussians = reconstruct(inputs.z, inputs.cameras, request.target_time)
-        return without_invalid(gaussians.transform(inputs.reference_from_first.to(self.device)))
+        gaussians = without_invalid(gaussians.transform(inputs.reference_from_first.to(self.device)))
+        self._centre_depth = float(gaussians.means[:, 2].median())
+        return gaussians
 
     def _request(self, scene: str, trajectories: tuple[int, ...], times: Tensor | None) -> SceneRequest:
         assert self._scenes is not None, "attach_scenes comes first"

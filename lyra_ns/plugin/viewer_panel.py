@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from nerfstudio.viewer.viewer_elements import (
     ViewerButton,
     ViewerCheckbox,
+    ViewerControl,
     ViewerDropdown,
     ViewerParameter,
     ViewerSlider,
@@ -16,8 +19,13 @@ from torch import nn
 
 from lyra_ns.gaussians import Gaussians, num_kept, prune
 
+if TYPE_CHECKING:
+    from nerfstudio.viewer.viewer import Viewer
+
 NO_SCALE_LIMIT = 5.0
 """Right end of the slider for the largest scale, at which nothing is hidden."""
+BACKWARD_SHARE = 0.25
+"""A browser starts this share of the scene's depth behind the reference camera."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +54,40 @@ class PanelState:
         return gaussians.select(index if len(index) else index.new_zeros(1))
 
 
+class StartingView(ViewerControl):
+    """Lets every browser start behind the reference camera, where else it would look away from the scene."""
+
+    def __init__(self, centre_depth: Callable[[], float]) -> None:
+        self._centre_depth = centre_depth
+
+    def _setup(self, viewer: Viewer) -> None:
+        super()._setup(viewer)
+        from nerfstudio.viewer.viewer import VISER_NERFSTUDIO_SCALE_RATIO as SCALE
+
+        def place(client: Any) -> None:
+            # The reference camera looks along +y of nerfstudio's z-up world; its drawn frustum would fill the
+            # picture from where it stands.
+            depth = SCALE * self._centre_depth()
+            client.camera.position = (0.0, -BACKWARD_SHARE * depth, 0.0)
+            client.camera.look_at = (0.0, depth, 0.0)
+            client.camera.up_direction = (0.0, 0.0, 1.0)
+
+        viewer.viser_server.on_client_connect(place)
+
+
 class ViewerPanel(nn.Module):
     """Controls of the viewer; a module without parameters, because the host looks for controls in modules."""
 
-    def __init__(self, scenes: list[str], scene: str, trajectories: list[int], keep_ratio: float) -> None:
+    def __init__(
+        self,
+        scenes: list[str],
+        scene: str,
+        trajectories: list[int],
+        keep_ratio: float,
+        centre_depth: Callable[[], float] = lambda: 1.0,
+    ) -> None:
         super().__init__()
+        self.starting_view = StartingView(centre_depth)
         self._trajectories = trajectories
         self.scene = ViewerDropdown("Scene", scene, scenes)
         self.trajectory_toggles = [ViewerCheckbox(f"Trajectory {number}", True) for number in trajectories]

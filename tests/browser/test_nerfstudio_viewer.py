@@ -82,6 +82,7 @@ def test_viewer_shows_splats_and_controls(browser: Browser, address: str) -> Non
     page.goto(address)
     for label in ("Scene", "Trajectory 5", "Keep ratio", "Opacity threshold", "Max scale", "Shown", "Reset"):
         page.get_by_text(label, exact=True).first.wait_for(state="attached", timeout=60_000)
+    page.get_by_text("Hide Train Cams").click()
     deadline = time.monotonic() + 60
     contrast = 0.0
     while contrast < 5.0 and time.monotonic() < deadline:
