@@ -29,7 +29,7 @@ class LyraDataParserConfig(DataParserConfig):
     """Scenes in the official layout, and which of them is shown."""
 
     _target: type = field(default_factory=lambda: LyraDataParser)
-    data: Path | None = None  # type: ignore[assignment]
+    data: Path | None = None
     """Folder that holds the trajectories 0/ 1/ ... (or static/, dynamic/ with them)."""
     scene: str = ""
     """Scene that viewer, ns-render and ns-export show: a name or a position. Default: first held-out."""

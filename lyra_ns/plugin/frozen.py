@@ -8,7 +8,7 @@ import torch
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from lyra_ns.codec import VideoCodec, load_codec
-from lyra_ns.conditioning import ConditioningBuilder
+from lyra_ns.conditioning import ConditioningBuilder, RayDtype
 from lyra_ns.decoder import LatentGaussianDecoder
 from lyra_ns.perceptual import PerceptualDistance, load_lpips
 from lyra_ns.plugin.errors import DataError
@@ -49,7 +49,7 @@ class FrozenParts:
         """Encoder of cameras, in the precision that the decoder's regime asks for."""
         if self._conditioning is None:
             decoder = self._config.decoder
-            dtype = "bfloat16" if decoder.parity else "float32"
+            dtype: RayDtype = "bfloat16" if decoder.parity else "float32"
             # The embedded codec encodes rays faster than a cache could look them up.
             is_cheap = self._codec_name == "linear"
             self._conditioning = ConditioningBuilder(

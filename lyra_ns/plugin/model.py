@@ -139,9 +139,7 @@ class LyraModel(SplatfactoModel):
         target_time = batch.target_time if self.config.decoder.use_time else None
         return codec.from_diffusion(batch.latents.float()), builder.build(batch.cameras, target_time)
 
-    def forward(  # type: ignore[override]
-        self, ray_bundle: Cameras | None, batch: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
+    def forward(self, ray_bundle: Cameras | None, batch: dict[str, Any] | None = None) -> dict[str, Any]:
         """Outputs of a training batch, or of one camera when there is none."""
         if batch is None:
             assert ray_bundle is not None
@@ -205,7 +203,7 @@ class LyraModel(SplatfactoModel):
         """Set the step that warm start and pruning go by."""
         self.step = step
 
-    def load_state_dict(  # type: ignore[override]
+    def load_state_dict(
         self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False
     ) -> Any:
         """Load exactly these weights; CheckpointMismatch names what is missing and what is unexpected."""
@@ -249,7 +247,7 @@ class LyraModel(SplatfactoModel):
         self.set_crop(obb_box)
         return self.get_outputs(camera.to(self.device))
 
-    def get_outputs(self, camera: Cameras) -> dict[str, Tensor]:  # type: ignore[override]
+    def get_outputs(self, camera: Cameras) -> dict[str, Tensor]:
         """As `get_outputs_for_camera`, on the model's device. A scene named in the metadata is evaluated."""
         viewer_background, self._viewer_background = self._viewer_background, None
         scene = (camera.metadata or {}).get("scene")

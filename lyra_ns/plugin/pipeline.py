@@ -36,7 +36,7 @@ class LyraPipeline(VanillaPipeline):
     def __init__(
         self,
         config: LyraPipelineConfig,
-        device: torch.device | str,
+        device: str,
         test_mode: Literal["test", "val", "inference"] = "val",
         world_size: int = 1,
         local_rank: int = 0,
