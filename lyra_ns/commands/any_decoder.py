@@ -1,0 +1,112 @@
+"""Where the decoder of a command comes from: the package, a file of ours, an official one, a nerfstudio run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lyra_ns.checkpoints import load_decoder
+from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
+
+SHIPPED_DECODER = "lyra_tiny.safetensors"
+"""File in `lyra_ns.weights` of the decoder that ships with the package."""
+
+NERFSTUDIO_PREFIX = "_model.decoder."
+"""What stands before the decoder's names in a nerfstudio checkpoint."""
+
+MethodName = Literal["lyra", "lyra-dynamic", "lyra-tiny"]
+"""Methods whose networks a checkpoint without a configuration may hold."""
+
+
+def decoder_config_of(name: MethodName) -> DecoderConfig:
+    """The configuration that `ns-train` gives the method's decoder; lyra-dynamic is lyra with times."""
+    if name not in get_args(MethodName):
+        raise ValueError(f"expected one of {', '.join(get_args(MethodName))} as --config, found {name!r}")
+    if name == "lyra-tiny":
+        from lyra_ns.method_configs.tiny import TINY_DECODER
+
+        return replace(TINY_DECODER)
+    return DecoderConfig(use_time=name == "lyra-dynamic")
+
+
+def load_any_decoder(
+    checkpoint: str | Path = "shipped", config: MethodName | None = None
+) -> LatentGaussianDecoder:
+    """The decoder called `shipped`, or that of a .safetensors, official .pt, or nerfstudio .ckpt or run folder.
+
+    `config` names the method whose network a file without a configuration holds: by default `lyra` for
+    official files and `lyra-tiny` for nerfstudio's, whose config.yml is not read: that would run its code.
+    FileNotFoundError; ValueError if the file is damaged or holds another network.
+    """
+    given = None if config is None else decoder_config_of(config)
+    if str(checkpoint) == "shipped":
+        with as_file(files("lyra_ns.weights") / SHIPPED_DECODER) as path:
+            return load_decoder(path, given)
+    path = Path(checkpoint).expanduser()
+    if path.is_dir():
+        path = latest_checkpoint(path)
+    if path.suffix != ".ckpt":
+        return load_decoder(path, given)
+    return _from_nerfstudio(path, config or "lyra-tiny")
+
+
+def latest_checkpoint(folder: Path) -> Path:
+    """The newest step-*.ckpt of a nerfstudio run, given its folder or its nerfstudio_models."""
+    inner = folder / "nerfstudio_models"
+    found = sorted((inner if inner.is_dir() else folder).glob("step-*.ckpt"))
+    if not found:
+        raise FileNotFoundError(
+            f"{folder} holds no step-*.ckpt, neither itself nor in nerfstudio_models: give the folder of one "
+            "nerfstudio run (outputs/NAME/METHOD/TIMESTAMP), or a file"
+        )
+    return found[-1]
+
+
+def _from_nerfstudio(path: Path, method: MethodName) -> LatentGaussianDecoder:
+    tensors = _nerfstudio_tensors(path)
+    decoder = LatentGaussianDecoder(decoder_config_of(method))
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
+    differing = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"{path} holds another network than that of {method}: {len(differing)} of {len(expected)} tensors "
+            f"differ, the first is {name} (expected {expected.get(name)}, found {found.get(name)}); "
+            f"say which it is with --config {' or '.join(get_args(MethodName))}"
+        )
+    decoder.load_state_dict(tensors)
+    return decoder
+
+
+def _nerfstudio_tensors(path: Path) -> dict[str, Tensor]:
+    """The decoder's tensors by its own names."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}: give a step-*.ckpt or the folder of its run")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises anything from EOFError to UnpicklingError for a bad file
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint of plain tensors ({reason}): copy it again, and do not "
+            "trust a file that holds code"
+        ) from error
+    pipeline = content.get("pipeline") if isinstance(content, dict) else None
+    # Trained by several processes, everything of the model stands one "module." deeper.
+    names = {name.replace("_model.module.", "_model.", 1): name for name in pipeline or {}}
+    tensors = {
+        short.removeprefix(NERFSTUDIO_PREFIX): pipeline[name]
+        for short, name in names.items()
+        if pipeline is not None and short.startswith(NERFSTUDIO_PREFIX)
+    }
+    if not tensors:
+        raise ValueError(
+            f"{path} is no checkpoint of `ns-train lyra`: expected names like pipeline/{NERFSTUDIO_PREFIX}..., "
+            f"found {list(names)[:3] or 'no pipeline'}; give one that this plugin's methods wrote"
+        )
+    return tensors

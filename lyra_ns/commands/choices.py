@@ -1,0 +1,67 @@
+"""What several commands are told in the same words: decoder, codec, device and how Gaussians are drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+    from lyra_ns.reconstruction import Reconstructor
+    from lyra_ns.rendering import RenderSettings
+
+
+@dataclass(kw_only=True)
+class DecoderChoice:
+    """A decoder and how to run it."""
+
+    checkpoint: str = "shipped"
+    """shipped, a .safetensors or official .pt file, or the .ckpt or folder of a nerfstudio run."""
+    config: Literal["lyra", "lyra-dynamic", "lyra-tiny"] | None = None
+    """Method of a checkpoint that does not say its network; by default lyra for a .pt, lyra-tiny for a .ckpt."""
+    prune_ratio: float = 0.5
+    """Share of Gaussians, the least opaque ones, that are dropped."""
+    codec: str = "auto"
+    """Codec of the latents: linear, cosmos:PATH, or auto, which takes what the data's manifest names."""
+    response: Literal["auto", "ewa", "ray3d"] = "auto"
+    """How Gaussians answer pixels; auto is ewa for networks like lyra-tiny, and what the renderer has for lyra."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+    def reconstructor(self, codec_of_data: str) -> Reconstructor:
+        """The feed-forward pass on the chosen device."""
+        from lyra_ns.codec import load_codec
+        from lyra_ns.commands.any_decoder import load_any_decoder
+        from lyra_ns.reconstruction import Reconstructor
+
+        codec = codec_of_data if self.codec == "auto" else self.codec
+        if codec == "unknown":
+            raise ValueError(
+                "the data has no manifest that names the codec of its latents: give --codec cosmos:PATH "
+                "(official data) or --codec linear"
+            )
+        device = chosen_device(self.device)
+        decoder = load_any_decoder(self.checkpoint, self.config).to(device).eval()
+        return Reconstructor(decoder, load_codec(codec, device), self.prune_ratio)
+
+    def render_settings(self, reconstruct: Reconstructor) -> RenderSettings:
+        """Settings whose response is the one that this decoder was trained with."""
+        from lyra_ns.rendering import RenderSettings, choose_renderer
+
+        response = self.response
+        if response == "auto" and reconstruct.decoder.config.head.scale_law == "footprint":
+            response = "ewa"
+        settings = RenderSettings(response=response)
+        return RenderSettings(response=choose_renderer(settings, reconstruct.device).response)
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device called `name`, where auto is CUDA if there is any."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("device cuda was asked for, but this machine has none that torch can use: give cpu")
+    return torch.device(name)

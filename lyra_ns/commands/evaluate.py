@@ -1,0 +1,173 @@
+"""`ns-lyra evaluate` and `ns-lyra photo-check`: how good a decoder is, in numbers and pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from lyra_ns.commands.choices import DecoderChoice
+
+if TYPE_CHECKING:
+    from lyra_ns.data.store import LyraStore
+    from lyra_ns.evaluation.runner import ProtocolConfig, SceneResult
+    from lyra_ns.reconstruction import Reconstructor
+
+
+@dataclass(kw_only=True)
+class Evaluate(DecoderChoice):
+    """Measure a decoder on held-out scenes and unseen camera paths, beside what needs no decoder."""
+
+    data: Annotated[Path, tyro.conf.Positional]
+    """Folder in the official layout, with rgb files."""
+    num_scenes: int | None = None
+    """Held-out scenes to measure, from the first; by default all."""
+    num_trajectories: tuple[int, ...] = (1, 2, 3, 6)
+    """Numbers of input trajectories, read in the official order 5, 0, 1, 2, 3, 4."""
+    baselines: bool = True
+    """Also measure the mean colour, the nearest input frame, and that frame moved by its true depth."""
+    output: Path | None = None
+    """JSON file to write."""
+
+    def run(self) -> None:
+        """Print the table; write the file if one is named."""
+        from lyra_ns.data.store import LyraStore
+        from lyra_ns.evaluation.runner import ProtocolConfig, as_table, summary_rows
+
+        if self.output is not None and self.output.suffix != ".json":
+            raise ValueError(f"--output must end in .json, found {self.output.name!r}")
+        store = LyraStore(self.data)
+        names, chosen_by = held_out_names(store, self.num_scenes)
+        reconstruct = self.reconstructor(store.spec.codec)
+        config = ProtocolConfig(
+            num_trajectories=self.num_trajectories,
+            baselines=self.baselines,
+            render=self.render_settings(reconstruct),
+        )
+        print(f"{len(names)} scenes, {chosen_by}; {reconstruct.device}")
+        results = list(self._results(reconstruct, store, names, config))
+        rows = summary_rows([score for result in results for score in result.scores])
+        print(as_table(rows))
+        seconds = decoding_seconds(results)
+        for number, value in seconds.items():
+            print(f"{number} trajectories decoded in {value:.2f} s a scene")
+        if self.output is not None:
+            _write_json(self.output, self._report(reconstruct, store, names, config, rows, seconds))
+            print(self.output)
+
+    def _results(
+        self, reconstruct: Reconstructor, store: LyraStore, names: list[str], config: ProtocolConfig
+    ) -> Iterator[SceneResult]:
+        """Results of all scenes under a progress bar."""
+        from rich.progress import track
+
+        from lyra_ns.commands.reconstruct import stored_scene
+        from lyra_ns.evaluation.runner import evaluate_scenes
+        from lyra_ns.perceptual import load_lpips
+
+        scenes = (stored_scene(store, name) for name in names)
+        results = evaluate_scenes(reconstruct, scenes, load_lpips("alex"), config)
+        yield from track(results, "held-out scenes", total=len(names) * len(config.num_trajectories))
+
+    def _report(
+        self,
+        reconstruct: Reconstructor,
+        store: LyraStore,
+        names: list[str],
+        config: ProtocolConfig,
+        rows: list[dict[str, object]],
+        seconds: dict[int, float],
+    ) -> dict[str, Any]:
+        from lyra_ns.evaluation.report import environment
+
+        manifest = store.manifest
+        return {
+            "data": {
+                "scenes": names,
+                "codec": reconstruct.codec.spec.codec,
+                "seed": manifest.seed if manifest else None,
+                "versions": manifest.versions if manifest else None,
+            },
+            "decoder": {
+                "checkpoint": self.checkpoint,
+                "prune_ratio": self.prune_ratio,
+                "config": asdict(reconstruct.decoder.config),
+            },
+            "protocol": asdict(config),
+            "environment": environment(reconstruct.device),
+            "seconds_per_scene": seconds,
+            "rows": rows,
+        }
+
+
+def held_out_names(store: LyraStore, num_scenes: int | None = None) -> tuple[list[str], str]:
+    """Names of the scenes to measure, and how they were chosen: the manifest's test split, or all."""
+    if num_scenes is not None and num_scenes < 1:
+        raise ValueError(f"--num-scenes must be at least 1, found {num_scenes}")
+    held_out = store.manifest.splits.get("test", []) if store.manifest else []
+    if held_out:
+        return held_out[:num_scenes], "held out by the data's manifest"
+    return store.names[:num_scenes], "from all of the data, because no manifest holds any out"
+
+
+def decoding_seconds(results: list[SceneResult]) -> dict[int, float]:
+    """Median seconds from latents to Gaussians by number of input trajectories."""
+    from statistics import median
+
+    by_number: dict[int, list[float]] = {}
+    for result in results:
+        by_number.setdefault(result.batch.latents.shape[1], []).append(result.seconds)
+    return {number: median(seconds) for number, seconds in by_number.items()}
+
+
+@dataclass(kw_only=True)
+class PhotoCheck(DecoderChoice):
+    """Reconstruct a real photograph and compare with a real second one beside it (Middlebury's Motorcycle).
+
+    The left photograph, moved along the six camera paths by its measured depth, is the input; the right one
+    is the truth. Nothing here was trained on real photographs of scenes unless the checkpoint was.
+    """
+
+    output: Path = Path("photo_check")
+    """Folder for photo_check.json and photo_check.png."""
+    height: int = 160
+    """Image height in pixels, a multiple of 16."""
+    width: int = 256
+    """Image width in pixels, a multiple of 16."""
+    num_frames: int = 17
+    """Frames per trajectory, 8k + 1."""
+
+    def run(self) -> None:
+        """Print the numbers beside floor and reference line; write them and the picture."""
+        from lyra_ns.evaluation.photo_check import check_photo, photo_sheet
+        from lyra_ns.evaluation.pictures import save_picture
+        from lyra_ns.evaluation.report import environment
+        from lyra_ns.perceptual import load_lpips
+
+        reconstruct = self.reconstructor("linear")
+        settings = self.render_settings(reconstruct)
+        check = check_photo(
+            reconstruct, settings, load_lpips("alex"), self.height, self.width, self.num_frames
+        )
+        print(check.as_table())
+        report = {
+            "checkpoint": self.checkpoint,
+            "prune_ratio": self.prune_ratio,
+            "render": asdict(settings),
+            "num_gaussians": check.num_gaussians,
+            "scores": {name: asdict(scores) for name, scores in check.scores.items()},
+            "environment": environment(reconstruct.device),
+        }
+        _write_json(self.output / "photo_check.json", report)
+        save_picture(photo_sheet(check), self.output / "photo_check.png")
+        print(self.output / "photo_check.png")
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    from lyra_ns.data.files import write_whole
+
+    write_whole(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
