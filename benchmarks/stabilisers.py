@@ -3,8 +3,8 @@
     python -m benchmarks.stabilisers
 
 trains the same small decoder with all stabilisers, without each one and without any, under several seeds,
-through the same pipeline and optimiser as `ns-train`, and measures it on held-out scenes and camera paths. The
-result file is rewritten after each run; runs that are in it are not done again.
+through the same pipeline and optimiser as `ns-train`, and measures it on held-out scenes and camera paths.
+The result file is rewritten after each run; runs that are in it are not done again.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def run(setting: Setting, variant: str, seed: int, data: Path) -> dict[str, obje
 
 
 def train(pipeline: LyraPipeline, config: TrainerConfig, steps: int) -> float:
-    """Train as nerfstudio's trainer does, without viewer and checkpoints; the mean loss of the last ten steps."""
+    """Mean loss of the last ten steps, after training as nerfstudio's trainer does (no viewer, no files)."""
     from nerfstudio.engine.optimizers import Optimizers
 
     optimizers = Optimizers(config.optimizers.copy(), pipeline.get_param_groups())
