@@ -1,4 +1,4 @@
-"""Where the decoder of a command comes from: the package, a file of ours, an official one, a nerfstudio run."""
+"""Where a command's decoder comes from: the package, our file, an official one or a nerfstudio run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def decoder_config_of(name: MethodName) -> DecoderConfig:
 def load_any_decoder(
     checkpoint: str | Path = "shipped", config: MethodName | None = None
 ) -> LatentGaussianDecoder:
-    """The decoder called `shipped`, or that of a .safetensors, official .pt, or nerfstudio .ckpt or run folder.
+    """The decoder `shipped`, or of a .safetensors, an official .pt, or a nerfstudio .ckpt or run folder.
 
     `config` names the method whose network a file without a configuration holds: by default `lyra` for
     official files and `lyra-tiny` for nerfstudio's, whose config.yml is not read: that would run its code.
@@ -76,8 +76,8 @@ def _from_nerfstudio(path: Path, method: MethodName) -> LatentGaussianDecoder:
     if differing:
         name = differing[0]
         raise ValueError(
-            f"{path} holds another network than that of {method}: {len(differing)} of {len(expected)} tensors "
-            f"differ, the first is {name} (expected {expected.get(name)}, found {found.get(name)}); "
+            f"{path} holds another network than that of {method}: {len(differing)} of {len(expected)} "
+            f"tensors differ, the first is {name} (expected {expected.get(name)}, found {found.get(name)}); "
             f"say which it is with --config {' or '.join(get_args(MethodName))}"
         )
     decoder.load_state_dict(tensors)
@@ -106,7 +106,7 @@ def _nerfstudio_tensors(path: Path) -> dict[str, Tensor]:
     }
     if not tensors:
         raise ValueError(
-            f"{path} is no checkpoint of `ns-train lyra`: expected names like pipeline/{NERFSTUDIO_PREFIX}..., "
-            f"found {list(names)[:3] or 'no pipeline'}; give one that this plugin's methods wrote"
+            f"{path} is no checkpoint of `ns-train lyra`: expected names like {NERFSTUDIO_PREFIX}... under "
+            f"pipeline, found {list(names)[:3] or 'no pipeline'}; give one that this plugin's methods wrote"
         )
     return tensors

@@ -19,13 +19,13 @@ class DecoderChoice:
     checkpoint: str = "shipped"
     """shipped, a .safetensors or official .pt file, or the .ckpt or folder of a nerfstudio run."""
     config: Literal["lyra", "lyra-dynamic", "lyra-tiny"] | None = None
-    """Method of a checkpoint that does not say its network; by default lyra for a .pt, lyra-tiny for a .ckpt."""
+    """Method whose network a .pt (default: lyra) or .ckpt (default: lyra-tiny) holds; others say it."""
     prune_ratio: float = 0.5
     """Share of Gaussians, the least opaque ones, that are dropped."""
     codec: str = "auto"
     """Codec of the latents: linear, cosmos:PATH, or auto, which takes what the data's manifest names."""
     response: Literal["auto", "ewa", "ray3d"] = "auto"
-    """How Gaussians answer pixels; auto is ewa for networks like lyra-tiny, and what the renderer has for lyra."""
+    """How Gaussians answer pixels; auto is ewa for lyra-tiny, and for lyra ray3d where it is to be had."""
     device: str = "auto"
     """auto, cpu or cuda."""
 

@@ -30,6 +30,8 @@ class Evaluate(DecoderChoice):
     """Numbers of input trajectories, read in the official order 5, 0, 1, 2, 3, 4."""
     baselines: bool = True
     """Also measure the mean colour, the nearest input frame, and that frame moved by its true depth."""
+    depth: bool = True
+    """Compare depth too; the data must hold it. Without it frames cannot be moved by true depth either."""
     output: Path | None = None
     """JSON file to write."""
 
@@ -46,6 +48,7 @@ class Evaluate(DecoderChoice):
         config = ProtocolConfig(
             num_trajectories=self.num_trajectories,
             baselines=self.baselines,
+            depth=self.depth,
             render=self.render_settings(reconstruct),
         )
         print(f"{len(names)} scenes, {chosen_by}; {reconstruct.device}")
@@ -129,7 +132,7 @@ class PhotoCheck(DecoderChoice):
     """Reconstruct a real photograph and compare with a real second one beside it (Middlebury's Motorcycle).
 
     The left photograph, moved along the six camera paths by its measured depth, is the input; the right one
-    is the truth. Nothing here was trained on real photographs of scenes unless the checkpoint was.
+    is the truth. The decoder that ships has never seen a photograph of a scene.
     """
 
     output: Path = Path("photo_check")

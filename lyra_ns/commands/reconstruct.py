@@ -91,7 +91,7 @@ class _Stages:
 
 
 def stored_scene(store: LyraStore, name: str | None = None) -> StoredScene:
-    """The scene called `name` (default: the first held-out one, or the first); ValueError if there is none."""
+    """The scene called `name` (default: the first held out, or the first); ValueError if there is none."""
     from lyra_ns.data.loaded import StoredScene
 
     held_out = store.manifest.splits.get("test", []) if store.manifest else []
