@@ -132,7 +132,8 @@ class PhotoCheck(DecoderChoice):
     """Reconstruct a real photograph and compare with a real second one beside it (Middlebury's Motorcycle).
 
     The left photograph, moved along the six camera paths by its measured depth, is the input; the right one
-    is the truth. The decoder that ships has never seen a photograph of a scene.
+    is the truth. The decoder that ships has never seen a photograph of a scene. The fitted unit of length is
+    the one in which the decoder reproduces its own input best.
     """
 
     output: Path = Path("photo_check")
@@ -161,7 +162,8 @@ class PhotoCheck(DecoderChoice):
             "checkpoint": self.checkpoint,
             "prune_ratio": self.prune_ratio,
             "render": asdict(settings),
-            "num_gaussians": check.num_gaussians,
+            "num_gaussians": check.fitted.num_gaussians,
+            "fitted_units_per_metre": check.fitted.units_per_metre,
             "scores": {name: asdict(scores) for name, scores in check.scores.items()},
             "environment": environment(reconstruct.device),
         }

@@ -11,16 +11,20 @@ import torch
 
 import lyra_ns
 
-PACKAGES = ("torch", "gsplat", "nerfstudio", "lpips", "numpy")
-"""Packages whose versions can change numbers."""
+PACKAGES = ("gsplat", "nerfstudio", "lpips", "numpy")
+"""Packages, beside torch, whose versions can change numbers."""
 
 
 def environment(device: torch.device) -> dict[str, object]:
     """Device, versions and, in a checkout, the commit; ready for JSON."""
-    versions: dict[str, str | None] = {name: _version(name) for name in PACKAGES}
     return {
         "device": device_name(device),
-        "versions": {"python": platform.python_version(), "lyra_ns": lyra_ns.__version__, **versions},
+        "versions": {
+            "python": platform.python_version(),
+            "lyra_ns": lyra_ns.__version__,
+            "torch": torch.__version__,
+            **{name: _version(name) for name in PACKAGES},
+        },
         "commit": source_commit(),
     }
 
