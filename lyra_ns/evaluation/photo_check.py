@@ -168,7 +168,7 @@ def photo_paths(photo: StereoPhoto, num_frames: int) -> CameraPath:
 
 
 def photo_sheet(result: PhotoCheckResult) -> Image.Image:
-    """One row: left | right | ours in metres and in the fitted unit | left warped | depth of the fitted one."""
+    """One row: left | right | ours, in metres and in the fitted unit | left warped | our depth."""
     photo = result.photo
     splats = pixel_gaussians(photo.left, photo.depth, photo.left_camera)
     warped = render_splats(splats, photo.right_camera.reshape(1))

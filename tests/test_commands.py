@@ -1,0 +1,296 @@
+"""`ns-lyra reconstruct`, `evaluate` and `photo-check`, and where their decoders come from."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import tyro
+from small_dataset import HEIGHT, WIDTH, write_small_clip
+from wall_scenes import write_wall_scenes
+
+from lyra_ns.checkpoints import load_decoder, save_decoder
+from lyra_ns.commands import any_decoder
+from lyra_ns.commands.any_decoder import decoder_config_of, latest_checkpoint, load_any_decoder
+from lyra_ns.commands.choices import chosen_device
+from lyra_ns.commands.evaluate import Evaluate, PhotoCheck, held_out_names
+from lyra_ns.commands.reconstruct import Reconstruct, read_inputs, stored_scene
+from lyra_ns.data.store import LyraStore
+from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
+from lyra_ns.evaluation.stereo_photo import load_stereo_photo
+from lyra_ns.export.ply import load_ply
+from lyra_ns.gaussians import GaussianHeadConfig
+
+CELLS = (48 // 8) * (64 // 8) * 9
+"""Gaussians of one trajectory of a wall, before pruning."""
+
+
+def tiny_config(**changes) -> DecoderConfig:
+    sizes = {"width": 32, "depth": 2, "pattern": "1M1T", "num_heads": 2, "state_size": 8, "head_dim": 16}
+    head = GaussianHeadConfig(near=1.0, far=30.0, distance_law="logarithmic", scale_law="footprint")
+    return DecoderConfig(**sizes | {"head": head} | changes)
+
+
+def tiny_decoder(**changes) -> LatentGaussianDecoder:
+    torch.manual_seed(0)
+    return LatentGaussianDecoder(tiny_config(**changes))
+
+
+@pytest.fixture(scope="module")
+def walls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_wall_scenes(tmp_path_factory.mktemp("walls"), num_scenes=2)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_decoder(tiny_decoder(), tmp_path_factory.mktemp("decoder") / "tiny.safetensors"))
+
+
+def reconstruct(walls: Path, checkpoint: str, output: Path, **changes) -> Reconstruct:
+    settings = {"trajectories": (5, 0), "device": "cpu"} | changes
+    return Reconstruct(data=walls, checkpoint=checkpoint, output=output, **settings)
+
+
+@pytest.mark.parametrize("suffix", [".ply", ".splat", ".html"])
+def test_reconstruct_writes_what_the_suffix_says(walls, checkpoint, tmp_path, capsys, suffix):
+    output = tmp_path / f"scene{suffix}"
+    reconstruct(walls, checkpoint, output).run()
+    content = output.read_bytes()
+    starts = {".ply": b"ply\n", ".html": b"<!doctype html"}
+    assert content[:14].lower().startswith(starts.get(suffix, b""))
+    if suffix == ".splat":
+        assert len(content) == 32 * CELLS
+    printed = capsys.readouterr().out
+    assert f"{CELLS:,} Gaussians of wall_1 from trajectories 5, 0" in printed
+    assert all(
+        stage in printed for stage in ("decoder loaded in", "scene read in", "decoded in", "written in")
+    )
+
+
+def test_reconstruct_reads_the_scene_and_trajectories_asked_for(walls, checkpoint, tmp_path):
+    def means(name: str, **changes) -> torch.Tensor:
+        reconstruct(walls, checkpoint, tmp_path / name, **changes).run()
+        return load_ply(tmp_path / name).means
+
+    usual = means("usual.ply")
+    assert usual.shape == (CELLS, 3)
+    assert means("unpruned.ply", prune_ratio=0.0).shape == (2 * CELLS, 3)
+    assert means("one.ply", trajectories=(5,)).shape == (CELLS // 2, 3)
+    torch.testing.assert_close(means("named.ply", scene="wall_1"), usual)
+    assert not torch.equal(means("other.ply", scene="wall_0"), usual)
+    assert not torch.equal(means("turned.ply", trajectories=(0, 5)), usual)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scene": "wall_7"}, r"no scene 'wall_7'.*its 2, wall_0, wall_1$"),
+        ({"trajectories": (5, 4)}, r"trajectories \[0, 1, 5\], found \[5, 4\]"),
+        ({"trajectories": ()}, r"trajectories \[0, 1, 5\], found \[\]"),
+        ({"output": Path("scene.obj")}, r"\.ply, \.splat, \.html, found 'scene\.obj'"),
+        ({"time": 0.5}, "static and has no moments"),
+        ({"prune_ratio": 1.0}, r"prune ratio must be in \[0, 1\)"),
+        ({"checkpoint": "nowhere.safetensors"}, "no decoder at nowhere"),
+    ],
+)
+def test_reconstruct_refuses_what_cannot_be(walls, checkpoint, tmp_path, changes, message):
+    command = replace(reconstruct(walls, checkpoint, tmp_path / "scene.ply"), **changes)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        command.run()
+    assert not list(tmp_path.iterdir())
+
+
+def test_dynamic_scenes_are_shown_at_the_moment_asked_for(tmp_path):
+    root = write_wall_scenes(tmp_path / "walls", num_scenes=1, is_dynamic=True)
+    decoder = tiny_decoder(use_time=True)
+    for parameter in decoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    path = str(save_decoder(decoder, tmp_path / "tiny.safetensors"))
+    found = []
+    for time in (0.0, 1.0, None):
+        reconstruct(root, path, tmp_path / "scene.ply", time=time).run()
+        found.append(load_ply(tmp_path / "scene.ply").means)
+    assert not torch.equal(found[0], found[1])
+    assert torch.equal(found[1], found[2])
+
+
+def test_codec_must_be_known(tmp_path, checkpoint):
+    write_small_clip(tmp_path / "static", "a", 0, seed=1)
+    output = tmp_path / "scene.ply"
+    with pytest.raises(ValueError, match="give --codec cosmos:PATH"):
+        reconstruct(tmp_path, checkpoint, output, trajectories=(0,)).run()
+    reconstruct(tmp_path, checkpoint, output, trajectories=(0,), codec="linear").run()
+    assert load_ply(output).num == 17 * (HEIGHT // 8) * (WIDTH // 8) // 2
+
+
+def test_inputs_keep_their_order(walls):
+    scene = stored_scene(LyraStore(walls))
+    assert scene.name == "wall_1"
+    z, cameras = read_inputs(scene, (5, 1))
+    torch.testing.assert_close(z[1], scene.latents(1))
+    torch.testing.assert_close(cameras[0].camera_to_world, scene.cameras(5).camera_to_world)
+
+
+def test_evaluate_prints_a_table_and_writes_all_about_it(walls, checkpoint, tmp_path, capsys):
+    output = tmp_path / "results.json"
+    Evaluate(
+        data=walls,
+        checkpoint=checkpoint,
+        num_trajectories=(1, 3),
+        output=output,
+        device="cpu",
+        prune_ratio=0.25,
+    ).run()
+    printed = capsys.readouterr().out
+    assert "1 scenes, held out by the data's manifest" in printed
+    assert "3 trajectories decoded in" in printed
+    report = json.loads(output.read_text())
+    assert report["data"]["scenes"] == ["wall_1"]
+    assert report["data"]["codec"] == "linear"
+    assert report["decoder"]["prune_ratio"] == 0.25
+    assert report["decoder"]["config"]["width"] == 32
+    assert report["protocol"]["render"]["response"] == "ewa"
+    assert report["protocol"]["num_trajectories"] == [1, 3]
+    assert report["environment"]["versions"]["torch"] == torch.__version__
+    assert set(report["seconds_per_scene"]) == {"1", "3"}
+    found = {(row["group"], row["num_trajectories"], row["method"]) for row in report["rows"]}
+    assert {("novel", 1, "lyra"), ("novel", 3, "lyra"), ("novel", 3, "nearest frame")} <= found
+    for row in report["rows"]:
+        assert f"{row['psnr']:.2f}" in printed
+
+
+def test_held_out_scenes_are_the_manifests_or_all(walls, tmp_path):
+    assert held_out_names(LyraStore(walls)) == (["wall_1"], "held out by the data's manifest")
+    for name in ("a", "b", "c"):
+        write_small_clip(tmp_path / "static", name, 0, seed=1)
+    names, how = held_out_names(LyraStore(tmp_path), 2)
+    assert names == ["a", "b"]
+    assert "no manifest" in how
+    with pytest.raises(ValueError, match="at least 1, found 0"):
+        held_out_names(LyraStore(walls), 0)
+
+
+def test_photo_check_writes_numbers_and_a_picture(checkpoint, tmp_path, capsys):
+    PhotoCheck(checkpoint=checkpoint, output=tmp_path, height=48, width=64, num_frames=9, device="cpu").run()
+    report = json.loads((tmp_path / "photo_check.json").read_text())
+    scores = report["scores"]
+    assert list(scores) == ["reconstruction", "left_copied", "left_warped", "reconstruction_fitted"]
+    assert scores["left_warped"]["psnr_covered"] > scores["left_copied"]["psnr_covered"] + 8
+    assert report["num_gaussians"] == 6 * CELLS // 2
+    printed = capsys.readouterr().out
+    assert f"{scores['left_warped']['psnr']:.2f}" in printed
+    assert (tmp_path / "photo_check.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_photo_paths_start_at_the_left_camera():
+    from lyra_ns.evaluation.photo_check import photo_paths
+    from lyra_ns.evaluation.stereo_photo import cropped_and_resized
+
+    photo = cropped_and_resized(load_stereo_photo(), 48, 64)
+    paths = photo_paths(photo, 9)
+    assert paths.shape == (6, 9)
+    torch.testing.assert_close(paths.camera_to_world[:, 0], torch.eye(4).expand(6, 4, 4))
+    # The official order reads left (0) second; its official range has its middle at a quarter of the depth.
+    expected = -0.25 * 8 / 9 * photo.centre_depth
+    assert paths.camera_to_world[1, -1, 0, 3].item() == pytest.approx(expected, rel=1e-4)
+
+
+def nerfstudio_content(decoder: LatentGaussianDecoder, prefix: str = "_model.") -> dict:
+    tensors = {f"{prefix}decoder.{name}": tensor for name, tensor in decoder.state_dict().items()}
+    return {"step": 5, "pipeline": tensors | {"datamanager.steps": torch.ones(1)}, "optimizers": {}}
+
+
+@pytest.fixture
+def tiny_method(monkeypatch) -> None:
+    """Let `lyra-tiny` mean the network of these tests."""
+    monkeypatch.setattr(any_decoder, "decoder_config_of", lambda name: tiny_config())
+
+
+@pytest.mark.parametrize("prefix", ["_model.", "_model.module."])
+def test_nerfstudio_runs_are_read_by_file_and_folder(tmp_path, tiny_method, prefix):
+    decoder = tiny_decoder()
+    folder = tmp_path / "nerfstudio_models"
+    folder.mkdir()
+    torch.save(nerfstudio_content(tiny_decoder(), prefix), folder / "step-000000009.ckpt")
+    for parameter in decoder.parameters():
+        torch.nn.init.normal_(parameter)
+    torch.save(nerfstudio_content(decoder, prefix), folder / "step-000000010.ckpt")
+    assert latest_checkpoint(tmp_path) == latest_checkpoint(folder) == folder / "step-000000010.ckpt"
+    for place in (tmp_path, folder, folder / "step-000000010.ckpt"):
+        found = load_any_decoder(place).state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in decoder.state_dict().items())
+
+
+def test_another_network_in_a_nerfstudio_run_is_named(tmp_path):
+    path = tmp_path / "step-000000001.ckpt"
+    torch.save(nerfstudio_content(tiny_decoder()), path)
+    with pytest.raises(
+        ValueError, match=r"another network than that of lyra-tiny: \d+ of .*--config lyra or"
+    ):
+        load_any_decoder(path)
+
+
+def test_what_is_no_run_of_ours_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no step-\*\.ckpt"):
+        load_any_decoder(tmp_path)
+    path = tmp_path / "step-000000001.ckpt"
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        load_any_decoder(path)
+    torch.save({"pipeline": {"_model.field.weight": torch.ones(1)}}, path)
+    with pytest.raises(ValueError, match=r"no checkpoint of `ns-train lyra`.*_model\.field"):
+        load_any_decoder(path)
+
+
+class _Trap:
+    """What an attacker's checkpoint holds: code that runs when it is read without care."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("trap_was_sprung"),))
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "step-000000001.ckpt"
+    torch.save({"pipeline": _Trap()}, path, pickle_module=pickle)
+    with pytest.raises(ValueError, match="do not trust a file that holds code"):
+        load_any_decoder(path)
+    assert not (tmp_path / "trap_was_sprung").exists()
+
+
+def test_shipped_decoder_is_the_network_of_lyra_tiny():
+    assert load_any_decoder("shipped").config == decoder_config_of("lyra-tiny")
+
+
+def test_our_files_bring_their_configuration(checkpoint):
+    found = load_any_decoder(checkpoint)
+    assert found.config == load_decoder(checkpoint).config
+    assert found.config.width == 32
+
+
+def test_methods_name_their_networks():
+    assert decoder_config_of("lyra") == DecoderConfig()
+    assert decoder_config_of("lyra-dynamic") == DecoderConfig(use_time=True)
+    assert decoder_config_of("lyra-tiny").cell_size == 4
+
+
+def test_device_is_what_is_there():
+    assert chosen_device("cpu") == torch.device("cpu")
+    if torch.cuda.is_available():
+        assert chosen_device("auto").type == "cuda"
+    else:
+        assert chosen_device("auto").type == "cpu"
+        with pytest.raises(ValueError, match="give cpu"):
+            chosen_device("cuda")
+
+
+def test_arguments_of_the_command_line():
+    command = tyro.cli(Reconstruct, args=["data", "--output", "a.ply", "--trajectories", "5", "0"])
+    assert (command.data, command.output) == (Path("data"), Path("a.ply"))
+    assert command.trajectories == (5, 0)
+    assert command.checkpoint == "shipped"
+    evaluate = tyro.cli(Evaluate, args=["data", "--num-scenes", "2", "--num-trajectories", "1", "6"])
+    assert (evaluate.num_scenes, evaluate.num_trajectories) == (2, (1, 6))
