@@ -84,7 +84,7 @@ class LyraDataParser(DataParser):
             ],
             cameras=cameras,
             scene_box=SceneBox(aabb=torch.tensor([[-reach] * 3, [reach] * 3])),
-            metadata={"scene": views.scene, "codec": self.scenes.codec},
+            metadata={"scene": views.scene, "latents": self.scenes.store.spec},
         )
 
     def _generate_dataparser_outputs(self, split: str = "train", **kwargs: object) -> DataparserOutputs:

@@ -7,8 +7,6 @@ particular `DecoderConfig(use_time=True)` must be given for the dynamic model, w
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from lyra_ns.data.files import write_whole
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
 from lyra_ns.gaussians import GaussianHeadConfig
 
@@ -41,13 +40,14 @@ def load_decoder(path: str | Path, config: DecoderConfig | None = None) -> Laten
     if not path.is_file():
         raise FileNotFoundError(f"no decoder at {path}: give the path of a .safetensors or official .pt file")
     if path.suffix == ".safetensors":
-        stored_config, tensors = _read_own(path)
+        stored_config, codec_digest, tensors = _read_own(path)
         config = config or stored_config
     else:
-        config, tensors = config or DecoderConfig(), _read_official(path)
+        config, codec_digest, tensors = config or DecoderConfig(), "", _read_official(path)
     decoder = LatentGaussianDecoder(config)
     _check_tensors(path, tensors, decoder.state_dict())
     decoder.load_state_dict(tensors)
+    decoder.codec_digest = codec_digest
     return decoder
 
 
@@ -59,7 +59,9 @@ def save_decoder(decoder: LatentGaussianDecoder, path: str | Path, dtype: Stored
     kind = getattr(torch, dtype)
     tensors = {key: value.detach().cpu().to(kind).contiguous() for key, value in decoder.state_dict().items()}
     metadata = {"format": FORMAT, "version": FORMAT_VERSION, "config": _config_to_json(decoder.config)}
-    _write_atomically(path, save(tensors, metadata))
+    if decoder.codec_digest:
+        metadata["codec_digest"] = decoder.codec_digest
+    write_whole(path, save(tensors, metadata))
     return path
 
 
@@ -82,7 +84,8 @@ def _config_from_json(path: Path, text: str) -> DecoderConfig:
     return replace(DecoderConfig(**stored), head=GaussianHeadConfig(**head))
 
 
-def _read_own(path: Path) -> tuple[DecoderConfig, dict[str, Tensor]]:
+def _read_own(path: Path) -> tuple[DecoderConfig, str, dict[str, Tensor]]:
+    """Configuration, digest of the codec (empty where the file says none) and tensors."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -92,7 +95,8 @@ def _read_own(path: Path) -> tuple[DecoderConfig, dict[str, Tensor]]:
                     f"{metadata.get('format')!r} version {metadata.get('version')!r}: give a file that "
                     "save_decoder wrote"
                 )
-        return _config_from_json(path, metadata["config"]), load_file(path)
+        config = _config_from_json(path, metadata["config"])
+        return config, metadata.get("codec_digest", ""), load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}): copy or download it again") from error
 
@@ -145,19 +149,3 @@ def _shorten(names: list[str]) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """The file appears under its name only once it is whole on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

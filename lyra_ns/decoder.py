@@ -32,6 +32,8 @@ class LatentGaussianDecoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.codec_digest = ""
+        """Fingerprint of the codec it was trained with, stored beside the weights; empty: unknown."""
         self.scan = choose_scan_backend(config.ssd_backend)
         channels, width, patch = config.latent_channels, config.width, config.patch_size
         self.patch_embed = PatchEmbedding(channels, width, patch)

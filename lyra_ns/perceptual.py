@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from functools import partial
 from typing import Literal
 
 import torch
@@ -75,7 +76,7 @@ class PerceptualDistance:
                 f"LPIPS needs images of at least {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels, "
                 f"found {predicted.shape[-2]} x {predicted.shape[-1]}: set the lpips weight to 0"
             )
-        if self.network.scaling_layer.shift.device != predicted.device:
+        if next(self.network.parameters()).device != predicted.device:
             self.to(predicted.device)
         height, width = predicted.shape[-2:]
         at_once = self.images_at_once or max(1, PIXELS_AT_ONCE // (height * width))
@@ -83,27 +84,27 @@ class PerceptualDistance:
             return self._distance(predicted, target)
         parts = zip(predicted.split(at_once), target.split(at_once), strict=True)
         # No random numbers inside: saving their state would only wait for the device.
-        settings = {"use_reentrant": False, "preserve_rng_state": False}
-        return torch.cat([checkpoint(self._distance, *part, **settings) for part in parts])
+        recomputed = partial(checkpoint, self._distance, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([recomputed(*part) for part in parts])
 
     def _distance(self, predicted: Tensor, target: Tensor) -> Tensor:
         with torch.no_grad():
             wanted = [_unit_length(feature) for feature in self._features(target)]
         total = predicted.new_zeros(len(predicted), dtype=torch.float32)
-        layers = zip(self._features(predicted), wanted, self.network.lins, strict=True)
+        heads = self.network.get_submodule("lins").children()
+        layers = zip(self._features(predicted), wanted, heads, strict=True)
         for feature, wanted_feature, head in layers:
             difference = (_unit_length(feature) - wanted_feature).square()
             # A head is a 1 x 1 convolution to one channel: averaging first gives the same and costs less.
-            total = total + (difference.mean((2, 3)) * head.model[-1].weight.flatten()).sum(-1)
+            total = total + (difference.mean((2, 3)) * next(head.parameters()).flatten()).sum(-1)
         return total
 
     def _features(self, images: Tensor) -> list[Tensor]:
-        scaled = self.network.scaling_layer(images.float() * 2 - 1).contiguous(
-            memory_format=torch.channels_last
-        )
+        scaling, trunk = (self.network.get_submodule(name) for name in ("scaling_layer", "net"))
+        scaled = scaling(images.float() * 2 - 1).contiguous(memory_format=torch.channels_last)
         dtype = self.compute_dtype
         with torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None):
-            return [feature.float() for feature in self.network.net(scaled)]
+            return [feature.float() for feature in trunk(scaled)]
 
 
 def _unit_length(feature: Tensor) -> Tensor:

@@ -30,6 +30,14 @@ class Reconstructor:
     """Share of Gaussians, the least opaque ones, that are dropped."""
 
     def __post_init__(self) -> None:
+        """Refuse a codec whose latents the decoder was not trained to read."""
+        wanted, found = self.decoder.codec_digest, self.codec.spec.digest
+        if wanted and wanted != found:
+            raise ValueError(
+                f"the decoder was trained on latents of a codec of digest {wanted}, found the codec "
+                f"{self.codec.spec.codec} of digest {found or 'unknown'}: take the weights of this version "
+                "of lyra-ns, or train on data of this codec"
+            )
         self.conditioning = ConditioningBuilder(self.codec, self.decoder.config.cell_size)
 
     @property
@@ -48,7 +56,8 @@ class Reconstructor:
         """
         if z.shape[0] != cameras.shape[0]:
             raise ValueError(
-                f"latents of {z.shape[0]} trajectories came with cameras of {cameras.shape[0]}: give one path each"
+                f"latents of {z.shape[0]} trajectories came with cameras of {cameras.shape[0]}: "
+                "give one path each"
             )
         relative = relative_to(cameras, cameras.camera_to_world[0, 0])
         time = None if target_time is None else torch.tensor([target_time], device=self.device)

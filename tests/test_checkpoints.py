@@ -75,8 +75,10 @@ def test_own_format(tmp_path: Path, decoder: LatentGaussianDecoder, dtype: Any) 
     decoder.set_input_statistics(
         torch.randn(1, 1, 4, 3, 4, 4, generator=generator), torch.randn(1, 1, 8, 3, 4, 4, generator=generator)
     )
+    decoder.codec_digest = "0123456789abcdef"
     path = save_decoder(decoder, tmp_path / "folder" / "decoder.safetensors", dtype)
     loaded = load_decoder(path)
+    assert loaded.codec_digest == decoder.codec_digest
     kind = getattr(torch, dtype)
     expected = {key: value.to(kind).float() for key, value in decoder.state_dict().items()}
     assert_same_tensors(loaded.state_dict(), expected)

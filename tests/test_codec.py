@@ -6,14 +6,16 @@ import sys
 
 import pytest
 import torch
-from small_dataset import HEIGHT, WIDTH, smooth_video, write_small_dataset
+from small_dataset import HEIGHT, WIDTH, smooth_video, straight_path, write_small_dataset
 from torch.nn import functional
 
-from lyra_ns.codec import load_codec
+from lyra_ns.cameras import plucker_map, ray_grid
+from lyra_ns.codec import VideoLatentSpec, codec_for, load_codec
 from lyra_ns.codec.cosmos import load_cosmos_codec
 from lyra_ns.codec.fit import fit_codec_file, fit_from_store, fit_linear_codec
 from lyra_ns.codec.linear import blocks_of_video, load_linear_codec, video_of_blocks
 from lyra_ns.codec.statistics import LatentStatistics
+from lyra_ns.data.store import LyraStore
 
 
 @pytest.fixture(scope="module")
@@ -174,9 +176,48 @@ def test_fit_refuses_too_little():
 def test_fit_from_a_dataset(tmp_path):
     root = write_small_dataset(tmp_path, num_scenes=1)
     fit = fit_from_store(root, tmp_path / "out.safetensors", num_scenes=1)
-    assert fit.num_videos == 6
+    # Six clips, two of them at half size too, and two ray maps of three of them.
+    assert fit.num_videos == 6 + 2 + 2 * 3
     assert "PSNR" in str(fit)
-    assert load_linear_codec(tmp_path / "out.safetensors").spec.num_channels == 16
+    fitted = load_linear_codec(tmp_path / "out.safetensors")
+    assert fitted.spec.num_channels == 16
+    path = straight_path((1.0, 0.5, 0.3))
+    maps = plucker_map(ray_grid(path, HEIGHT, WIDTH)).movedim(-1, 0)[None]
+    colours = [
+        clip.rgb().transpose(0, 1)[None] / 127.5 - 1 for clip in LyraStore(root).scene("a").clips.values()
+    ]
+    without_maps = fit_linear_codec(colours).codec
+    for map_of_rays in (maps[:, :3], maps[:, 3:]):
+        errors = [
+            (each.decode(each.encode(map_of_rays)) - map_of_rays).square().mean()
+            for each in (fitted, without_maps)
+        ]
+        assert errors[0] < 0.2 * errors[1]
+
+
+def test_a_digest_names_the_weights(codec, tmp_path):
+    assert codec.digest == load_linear_codec().digest == codec.to("cpu").digest
+    assert len(codec.digest) == 16
+    assert codec.spec.digest == codec.digest
+    path = tmp_path / "other.safetensors"
+    other = fit_codec_file([blurred_noise(1)], path).codec
+    assert other.digest != codec.digest
+    assert load_linear_codec(path).digest == other.digest
+
+
+def test_latents_of_another_fit_are_refused(codec):
+    ours = VideoLatentSpec("linear", digest=codec.digest)
+    assert codec_for(ours).spec == codec.spec
+    assert codec_for(VideoLatentSpec("linear")).spec == codec.spec
+    assert codec_for(VideoLatentSpec("unknown"), name="linear").spec == codec.spec
+    other = VideoLatentSpec("linear", digest="0123456789abcdef")
+    for name in ("auto", "linear"):
+        with pytest.raises(
+            ValueError, match=f"0123456789abcdef.*found.*{codec.digest}: write the data again"
+        ):
+            codec_for(other, name=name)
+    with pytest.raises(ValueError, match="no manifest that names the codec"):
+        codec_for(VideoLatentSpec("unknown"))
 
 
 def test_unknown_and_missing_codecs_say_what_to_do(tmp_path):

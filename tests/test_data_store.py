@@ -245,13 +245,17 @@ def test_roots_without_data_say_what_to_do(tmp_path):
 
 def test_manifest_lists_the_scenes(tmp_path):
     write_small_dataset(tmp_path, num_scenes=2)
-    manifest = Manifest("linear", 17, HEIGHT, WIDTH, {"a": [0, 1]}, {"a": [0]}, {"train": ["a"]}, seed=3)
+    manifest = Manifest(
+        *("linear", 17, HEIGHT, WIDTH, {"a": [0, 1]}, {"a": [0]}, {"train": ["a"]}),
+        seed=3,
+        codec_digest="0123456789abcdef",
+    )
     path = write_manifest(tmp_path, manifest)
     assert read_manifest(tmp_path) == manifest
     assert json.loads(path.read_text())["versions"]["torch"] == torch.__version__
     store = LyraStore(tmp_path)
     assert store.listing == {"a": [0, 1]}
-    assert store.spec.codec == "linear"
+    assert (store.spec.codec, store.spec.digest) == ("linear", "0123456789abcdef")
     assert store.manifest.splits == {"train": ["a"]}
     path.write_text("[]")
     assert LyraStore(tmp_path).names == ["a", "b"]

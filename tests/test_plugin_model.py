@@ -12,6 +12,9 @@ from nerfstudio.models.splatfacto import SplatfactoModel
 from wall_scenes import tiny_pipeline_config, wall_gaussians, write_wall_scenes
 
 from lyra_ns.checkpoints import save_decoder
+from lyra_ns.codec import load_codec
+from lyra_ns.data.manifest import read_manifest, write_manifest
+from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
 from lyra_ns.gaussians import Gaussians
 from lyra_ns.losses import LossConfig
 from lyra_ns.plugin.errors import CheckpointMismatch
@@ -19,6 +22,9 @@ from lyra_ns.plugin.gauss_params import splatfacto_params, without_invalid
 from lyra_ns.plugin.optimizers import DecoderAdamWConfig
 from lyra_ns.plugin.pipeline import LyraPipeline
 from lyra_ns.plugin.scene_cache import SceneCache, SceneRequest
+from lyra_ns.reconstruction import Reconstructor
+
+SMALL = {"width": 32, "depth": 2, "pattern": "1M1T", "num_heads": 2, "state_size": 8, "head_dim": 16}
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +43,27 @@ def make_pipeline(root: Path, test_mode: str = "val", **model_changes) -> LyraPi
 def pipeline(walls: Path) -> LyraPipeline:
     """For tests that change nothing."""
     return make_pipeline(walls)
+
+
+def test_latents_of_another_codec_are_refused(tmp_path: Path) -> None:
+    """Neither training nor viewer, ns-render and ns-export decode latents made with other weights."""
+    root = write_wall_scenes(tmp_path, num_scenes=2)
+    manifest = read_manifest(root)
+    assert manifest is not None
+    write_manifest(root, replace(manifest, codec_digest="0123456789abcdef"))
+    for test_mode in ("val", "inference"):
+        with pytest.raises(SystemExit, match=r"0123456789abcdef.*write the data again"):
+            make_pipeline(root, test_mode)
+
+
+def test_a_decoder_refuses_another_codec() -> None:
+    """Weights that say which codec they were trained with read no other's latents."""
+    decoder, codec = LatentGaussianDecoder(DecoderConfig(**SMALL)), load_codec("linear")
+    decoder.codec_digest = codec.spec.digest
+    assert Reconstructor(decoder, codec).codec is codec
+    decoder.codec_digest = "0123456789abcdef"
+    with pytest.raises(ValueError, match=f"0123456789abcdef, found the codec linear of.*{codec.spec.digest}"):
+        Reconstructor(decoder, codec)
 
 
 def test_warm_start_then_rendering_losses(walls: Path) -> None:

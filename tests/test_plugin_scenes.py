@@ -57,7 +57,7 @@ def test_train_split_shows_the_inputs_in_reading_order(walls: Path) -> None:
     ]
     assert len(outputs.cameras) == len(outputs.image_filenames) == 3 * NUM_FRAMES
     assert len(set(outputs.image_filenames)) == 3 * NUM_FRAMES
-    assert outputs.metadata["codec"] == "linear"
+    assert outputs.metadata["latents"].codec == "linear"
     assert not parser.includes_time
 
 

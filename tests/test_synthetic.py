@@ -11,6 +11,8 @@ import torch
 from torch.nn import functional
 
 from lyra_ns.cameras import CameraPath, look_at, project, ray_grid
+from lyra_ns.codec import load_codec
+from lyra_ns.data.manifest import read_manifest, write_manifest
 from lyra_ns.data.store import LyraStore
 from lyra_ns.synthetic import (
     ProceduralScene,
@@ -283,6 +285,12 @@ def test_written_data_is_readable_resumable_and_the_same_for_any_number_of_worke
 
     with pytest.raises(ValueError, match="seed = 0, now 5"):
         write_sample_data(tmp_path / "one", 2, seed=5, num_workers=1, **settings)
+
+    manifest = read_manifest(tmp_path / "one")
+    assert manifest.codec_digest == load_codec("linear").spec.digest
+    write_manifest(tmp_path / "one", replace(manifest, codec_digest="0123456789abcdef"))
+    with pytest.raises(ValueError, match="codec_digest = 0123456789abcdef, now"):
+        write_sample_data(tmp_path / "one", 3, num_workers=1, **settings)
 
 
 def test_dynamic_data_runs_forward_in_time(tmp_path, bank, atlas):

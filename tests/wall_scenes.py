@@ -91,6 +91,7 @@ def write_wall_scenes(
         novel={name: [0] for name in names} if with_novel else {},
         splits={"train": names[:-1], "test": names[-1:]},
         is_dynamic=is_dynamic,
+        codec_digest=codec.spec.digest,
     )
     write_manifest(root, manifest)
     return root

@@ -6,6 +6,6 @@ the diffusion model latents live in diffusion space, z = 0.5 (raw - mean) / std 
 """
 
 from lyra_ns.codec.interface import VideoCodec, VideoLatentSpec
-from lyra_ns.codec.registry import load_codec
+from lyra_ns.codec.registry import codec_for, load_codec
 
-__all__ = ["VideoCodec", "VideoLatentSpec", "load_codec"]
+__all__ = ["VideoCodec", "VideoLatentSpec", "codec_for", "load_codec"]

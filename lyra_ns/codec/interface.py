@@ -26,6 +26,8 @@ class VideoLatentSpec:
     """Frames per latent frame after the first, which stands alone (causal)."""
     spatial_stride: int = 8
     """Pixels per latent cell along each side."""
+    digest: str = ""
+    """Fingerprint of the codec's weights, so that latents of another fit are told apart; empty: unknown."""
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(C, T, h, w) of a video; ValueError if the codec cannot take its size."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 
@@ -35,6 +36,9 @@ GROUP_SIZE = 3 * BLOCK**3
 GROUP_GAIN = 1.0 / math.sqrt(BLOCK)
 """Factor on group coefficients; 8 equal frames would otherwise give sqrt(8) times the first frame's."""
 
+DIGEST_DIGITS = 16
+"""Hexadecimal digits of the SHA-256 of a codec's file that name it."""
+
 
 @dataclass(frozen=True)
 class LinearCodec:
@@ -50,11 +54,18 @@ class LinearCodec:
     """Mean block of groups; only its part outside the basis is used."""
     statistics: LatentStatistics
     """Two columns: the first latent frame, and all later ones."""
+    digest: str = ""
+    """Fingerprint of all the above, computed where it is not given: `to` hands it on instead of waiting."""
+
+    def __post_init__(self) -> None:
+        """Take the fingerprint."""
+        if not self.digest:
+            object.__setattr__(self, "digest", sha256(self.to_bytes()).hexdigest()[:DIGEST_DIGITS])
 
     @property
     def spec(self) -> VideoLatentSpec:
-        """Sizes of the latents."""
-        return VideoLatentSpec("linear", self.first_basis.shape[0], BLOCK, BLOCK)
+        """Sizes of the latents, and the digest."""
+        return VideoLatentSpec("linear", self.first_basis.shape[0], BLOCK, BLOCK, self.digest)
 
     def to(self, device: torch.device | str) -> LinearCodec:
         """The same codec on `device`."""
@@ -137,8 +148,14 @@ def load_linear_codec(path: Path | None = None) -> LinearCodec:
     try:
         tensors = load_file(path)
         statistics = LatentStatistics(tensors.pop("latent_mean"), tensors.pop("latent_std"), repeat_last=True)
-        return LinearCodec(statistics=statistics, **tensors)
-    except (SafetensorError, KeyError, TypeError) as error:
+        return LinearCodec(
+            first_basis=tensors["first_basis"],
+            first_mean=tensors["first_mean"],
+            group_basis=tensors["group_basis"],
+            group_mean=tensors["group_mean"],
+            statistics=statistics,
+        )
+    except (SafetensorError, KeyError) as error:
         raise ValueError(
             f"{path} is not a linear codec ({error}): write it again with `ns-lyra fit-codec`"
         ) from error

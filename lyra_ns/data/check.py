@@ -9,6 +9,7 @@ from pathlib import Path
 import rich.box
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from lyra_ns.cameras import CameraPath
 from lyra_ns.codec.interface import VideoLatentSpec
@@ -154,7 +155,7 @@ def _check_depth(clip: LyraClip, cameras: CameraPath, spec: VideoLatentSpec) -> 
     _check_images(clip.depth(), f"depth of {clip.path('depth')}", cameras)
 
 
-def _check_images(images, label: str, cameras: CameraPath) -> None:
+def _check_images(images: Tensor, label: str, cameras: CameraPath) -> None:
     check_image_size(images, label, cameras)
     if len(images) != cameras.shape[0]:
         raise ValueError(f"{label} must have {cameras.shape[0]} frames, found {len(images)}: write it again")

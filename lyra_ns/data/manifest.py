@@ -54,6 +54,8 @@ class Manifest:
     """Seed of the generator, if the data was generated."""
     versions: dict[str, str] = field(default_factory=current_versions)
     """Versions of the software that wrote it."""
+    codec_digest: str = ""
+    """Fingerprint of that codec's weights (`VideoLatentSpec.digest`); empty where it is not known."""
 
 
 def write_manifest(root: Path, manifest: Manifest) -> Path:

@@ -127,7 +127,12 @@ class LyraStore:
         self.home = self.trajectory_root.parent if is_family else self.trajectory_root
         """Where manifest.json, splits.json and novel/ lie."""
         self.manifest = read_manifest(self.home)
-        self.spec = VideoLatentSpec(self.manifest.codec if self.manifest else "unknown")
+        self.spec = (
+            VideoLatentSpec(self.manifest.codec, digest=self.manifest.codec_digest)
+            if self.manifest
+            else VideoLatentSpec("unknown")
+        )
+        """Which codec made the latents; `lyra_ns.codec.codec_for` loads it."""
         self.listing = self._listing()
         """Trajectory ids of each scene, ascending."""
         if not self.listing:

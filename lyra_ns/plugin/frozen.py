@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from lyra_ns.codec import VideoCodec, load_codec
+from lyra_ns.codec import VideoCodec, VideoLatentSpec, codec_for
 from lyra_ns.conditioning import ConditioningBuilder, RayDtype
 from lyra_ns.decoder import LatentGaussianDecoder
 from lyra_ns.perceptual import PerceptualDistance, load_lpips
-from lyra_ns.plugin.errors import DataError
+from lyra_ns.plugin.errors import DataError, reading_data
 from lyra_ns.reconstruction import Reconstructor
 from lyra_ns.rendering import describe_backend
 from lyra_ns.ssd import describe_scan_backend
@@ -26,23 +26,26 @@ class FrozenParts:
     A plain object, not a module, so that none of it enters the state dict, the optimiser or DDP.
     """
 
-    def __init__(self, config: LyraModelConfig, codec_of_data: str) -> None:
+    def __init__(self, config: LyraModelConfig, latents: VideoLatentSpec) -> None:
+        """Take the model's configuration and what the data says about its latents."""
         self._config = config
-        self._codec_name = codec_of_data if config.codec == "auto" else config.codec
+        self._latents = latents
+        self._codec_name = latents.codec if config.codec == "auto" else config.codec
         self._codec: VideoCodec | None = None
         self._conditioning: ConditioningBuilder | None = None
         self._perceptual: PerceptualDistance | None = None
         self._perceptual_is_missing = False
 
     def codec(self, device: torch.device) -> VideoCodec:
-        """The codec that made the latents."""
+        """The codec that made the latents; DataError if that is not known or has other weights now."""
         if self._codec_name == "unknown":
             raise DataError(
                 "the data has no manifest that names the codec of its latents: "
                 "give --pipeline.model.codec cosmos:PATH (official data) or linear"
             )
         if self._codec is None:
-            self._codec = load_codec(self._codec_name).to(device)
+            with reading_data():
+                self._codec = codec_for(self._latents, device, self._codec_name)
         return self._codec
 
     def conditioning(self, device: torch.device) -> ConditioningBuilder:

@@ -17,6 +17,7 @@ from nerfstudio.models.splatfacto import SplatfactoModel
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor, nn
 
+from lyra_ns.codec import VideoLatentSpec
 from lyra_ns.conditioning import Conditioning
 from lyra_ns.data.gathering import PendingBatch
 from lyra_ns.data.types import SceneBatch
@@ -52,7 +53,7 @@ class LyraModel(SplatfactoModel):
         self._graphed = GraphedDecoder(self.decoder) if self.config.use_cuda_graphs else None
         metadata = self.kwargs.get("metadata") or {}
         # Frozen networks live in a plain object: they belong neither into checkpoints nor to the optimiser.
-        self._frozen = FrozenParts(self.config, metadata.get("codec", "unknown"))
+        self._frozen = FrozenParts(self.config, metadata.get("latents", VideoLatentSpec("unknown")))
         self._cache = SceneCache(self._decode_scene)
         self._scenes: SceneLibrary | None = None
         self._weights_version = 0
@@ -72,6 +73,8 @@ class LyraModel(SplatfactoModel):
             CONSOLE.log(
                 "lyra: things move in this data, but the decoder does not read times (decoder.use-time)"
             )
+        # Opened now, so that latents of another codec are refused before anything of them is shown.
+        self._frozen.codec(self.device)
         self._scenes = scenes
         self._cache.clear()
         self.lyra = ViewerPanel(

@@ -56,7 +56,7 @@ class SceneLibrary:
     @property
     def codec(self) -> str:
         """Name of the codec that made the latents, `unknown` if the data does not say."""
-        return self.store.manifest.codec if self.store.manifest else "unknown"
+        return self.store.spec.codec
 
     def scene(self, name: str) -> Scene:
         """The scene called `name`."""

@@ -84,8 +84,9 @@ def write_sample_data(
         Path(output).expanduser(), ClipSize(num_frames, height, width), seed, dynamic, codec,
         _device_named(device), texture_atlas,
     )  # fmt: skip
-    load_codec(codec).spec.latent_shape(num_frames, height, width)
-    manifest = _first_manifest(jobs)
+    spec = load_codec(codec).spec
+    spec.latent_shape(num_frames, height, width)
+    manifest = _first_manifest(jobs, spec.digest)
     indices = [*range(num_scenes), *range(FIRST_HELD_OUT, FIRST_HELD_OUT + num_held_out)]
     missing = [index for index in indices if jobs.name(index) not in manifest.scenes]
     logger.info("%d scenes to write, %d are there already", len(missing), len(indices) - len(missing))
@@ -182,18 +183,18 @@ def _bank(texture_atlas: Path | None) -> TextureBank:
     return load_texture_atlas(texture_atlas) if texture_atlas else packaged_textures()
 
 
-def _first_manifest(jobs: SceneJobs) -> Manifest:
+def _first_manifest(jobs: SceneJobs, codec_digest: str) -> Manifest:
     """The manifest to go on from: that of an earlier run with the same settings, or an empty one."""
     digest = hashlib.sha256(_bank(jobs.texture_atlas).images.numpy().tobytes()).hexdigest()[:16]
     fresh = Manifest(
         codec=jobs.codec, num_frames=jobs.size.num_frames, height=jobs.size.height, width=jobs.size.width,
         scenes={}, splits={"train": [], "test": []}, is_dynamic=jobs.dynamic, seed=jobs.seed,
-        versions={**current_versions(), "textures": digest},
+        versions={**current_versions(), "textures": digest}, codec_digest=codec_digest,
     )  # fmt: skip
     earlier = read_manifest(jobs.root)
     if earlier is None:
         return fresh
-    for key in ("codec", "num_frames", "height", "width", "is_dynamic", "seed"):
+    for key in ("codec", "codec_digest", "num_frames", "height", "width", "is_dynamic", "seed"):
         if getattr(earlier, key) != getattr(fresh, key):
             raise ValueError(
                 f"{jobs.root} was written with {key} = {getattr(earlier, key)}, now {getattr(fresh, key)} is "
