@@ -121,7 +121,7 @@ class Demo:
 
         _heading("6. Drawing a contact sheet, a turn-table video and a page to look around in")
         store = LyraStore(data)
-        reconstruct = DecoderChoice(checkpoint=str(run_folder)).reconstructor(store.spec.codec)
+        reconstruct = DecoderChoice(checkpoint=str(run_folder)).reconstructor(store.spec)
         scene = stored_scene(store)
         z, cameras = read_inputs(scene, TRAJECTORIES)
         gaussians = reconstruct(z, cameras).to("cpu")
@@ -206,9 +206,12 @@ def _nerfstudio(command: str, *arguments: object, log: Path) -> None:
     with log.open("w") as file:
         process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert process.stdout is not None
+        shown = set()
         for output in process.stdout:
             file.write(output)
-            if "%)" in output or "lyra:" in output:
+            # nerfstudio draws its table anew with every line: show each step once.
+            if ("%)" in output or "lyra:" in output) and output not in shown:
+                shown.add(output)
                 print(output, end="", flush=True)
     if process.wait():
         raise ValueError(f"{command} ended with status {process.returncode}: its output is in {log}")
