@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import torch
 
+    from lyra_ns.codec import VideoLatentSpec
     from lyra_ns.reconstruction import Reconstructor
     from lyra_ns.rendering import RenderSettings
 
@@ -29,21 +30,21 @@ class DecoderChoice:
     device: str = "auto"
     """auto, cpu or cuda."""
 
-    def reconstructor(self, codec_of_data: str) -> Reconstructor:
-        """The feed-forward pass on the chosen device."""
-        from lyra_ns.codec import load_codec
+    def reconstructor(self, latents: VideoLatentSpec) -> Reconstructor:
+        """The feed-forward pass on the chosen device for latents such as these (`LyraStore.spec`)."""
+        from lyra_ns.codec import codec_for
         from lyra_ns.commands.any_decoder import load_any_decoder
         from lyra_ns.reconstruction import Reconstructor
 
-        codec = codec_of_data if self.codec == "auto" else self.codec
-        if codec == "unknown":
+        if self.codec == "auto" and latents.codec == "unknown":
             raise ValueError(
                 "the data has no manifest that names the codec of its latents: give --codec cosmos:PATH "
                 "(official data) or --codec linear"
             )
         device = chosen_device(self.device)
+        codec = codec_for(latents, device, self.codec)
         decoder = load_any_decoder(self.checkpoint, self.config).to(device).eval()
-        return Reconstructor(decoder, load_codec(codec, device), self.prune_ratio)
+        return Reconstructor(decoder, codec, self.prune_ratio)
 
     def render_settings(self, reconstruct: Reconstructor) -> RenderSettings:
         """Settings whose response is the one that this decoder was trained with."""

@@ -20,15 +20,16 @@ class Doctor:
         import torch
 
         from lyra_ns.rendering import RenderSettings, describe_backend
-        from lyra_ns.ssd import describe_backend as describe_scan
+        from lyra_ns.ssd import choose_scan_backend, describe_scan_backend
 
         print(f"python {platform.python_version()} on {platform.platform()}")
         for name in PACKAGES:
             print(f"  {name:<12} {_version(name)}")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+        is_cuda = device.type == "cuda"
+        where = torch.cuda.get_device_name() if is_cuda else f"{torch.get_num_threads()} threads"
         print(f"device       {device.type} ({where})")
-        print(f"scan         {describe_scan('auto', device)}")
+        print(f"scan         {describe_scan_backend(choose_scan_backend('auto'))}")
         print(f"renderer     {describe_backend(RenderSettings(), device)}")
         for line in _advice(device.type):
             print(f"missing      {line}")
@@ -46,7 +47,7 @@ def _advice(device: str) -> list[str]:
     if device == "cuda" and importlib.util.find_spec("mamba_ssm") is None:
         lines.append("mamba-ssm, a faster scan on CUDA: pip install 'lyra-ns[cuda]' --no-build-isolation")
     if device == "cpu" and shutil.which("c++") is None:
-        lines.append("a C++ compiler, for a renderer about fifty times faster than plain torch: apt install g++")
+        lines.append("a C++ compiler, for a renderer fifty times as fast as plain torch: apt install g++")
     if shutil.which("ffmpeg") is None:
         lines.append("ffmpeg, which ns-render wants: apt install ffmpeg")
     return lines

@@ -44,7 +44,7 @@ class Evaluate(DecoderChoice):
             raise ValueError(f"--output must end in .json, found {self.output.name!r}")
         store = LyraStore(self.data)
         names, chosen_by = held_out_names(store, self.num_scenes)
-        reconstruct = self.reconstructor(store.spec.codec)
+        reconstruct = self.reconstructor(store.spec)
         config = ProtocolConfig(
             num_trajectories=self.num_trajectories,
             baselines=self.baselines,
@@ -147,12 +147,13 @@ class PhotoCheck(DecoderChoice):
 
     def run(self) -> None:
         """Print the numbers beside floor and reference line; write them and the picture."""
+        from lyra_ns.codec import VideoLatentSpec
         from lyra_ns.evaluation.photo_check import check_photo, photo_sheet
         from lyra_ns.evaluation.pictures import save_picture
         from lyra_ns.evaluation.report import environment
         from lyra_ns.perceptual import load_lpips
 
-        reconstruct = self.reconstructor("linear")
+        reconstruct = self.reconstructor(VideoLatentSpec("linear"))
         settings = self.render_settings(reconstruct)
         check = check_photo(
             reconstruct, settings, load_lpips("alex"), self.height, self.width, self.num_frames

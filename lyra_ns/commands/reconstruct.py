@@ -50,7 +50,7 @@ class Reconstruct(DecoderChoice):
             raise ValueError(f"--output must end in {', '.join(SUFFIXES)}, found {self.output.name!r}")
         stages = _Stages()
         store = LyraStore(self.data)
-        reconstruct = self.reconstructor(store.spec.codec)
+        reconstruct = self.reconstructor(store.spec)
         stages.finish("decoder loaded")
         scene = stored_scene(store, self.scene)
         z, cameras = read_inputs(scene, self.trajectories)
