@@ -10,22 +10,22 @@ The result file is rewritten after each run; runs that are in it are not done ag
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import tyro
 
 from benchmarks.environment import describe_environment
+from benchmarks.variants import VARIANTS, Setting, training_config
 from lyra_ns.data.files import write_whole
-from lyra_ns.gaussians import GaussianHeadConfig
 from lyra_ns.synthetic import write_sample_data
 
 if TYPE_CHECKING:
@@ -33,141 +33,11 @@ if TYPE_CHECKING:
 
     from lyra_ns.plugin.pipeline import LyraPipeline
 
-OFFICIAL_HEAD = GaussianHeadConfig()
-"""The paper's head, which each switched-off stabiliser returns to."""
 NUM_EVALUATION_INPUTS = 3
 """Input trajectories when held-out scenes are measured."""
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Sizes of the experiment; runs of different settings do not share a result file."""
-
-    num_scenes: int = 24
-    """Training scenes."""
-    num_held_out: int = 6
-    """Scenes that are measured."""
-    height: int = 80
-    """Image height in pixels."""
-    width: int = 128
-    """Image width in pixels."""
-    num_frames: int = 17
-    """Frames per clip."""
-    decoder_width: int = 128
-    """Channels of a token."""
-    decoder_depth: int = 4
-    """Blocks of the decoder, three scans and one attention."""
-    cell_size: int = 4
-    """Pixels per Gaussian along each side."""
-    num_trajectories_max: int = 3
-    """Most input trajectories of a step; their number is uniform from 1."""
-    num_target_trajectories: int = 2
-    """Images that a step renders."""
-    learning_rate: float = 1e-3
-    """Full learning rate, which falls along a cosine after the warm-up."""
-    learning_rate_warmup_steps: int = 25
-    """Steps until the full learning rate is reached."""
-    steps: int = 200
-    """Training steps of every run."""
-    warm_start_steps: int = 80
-    """How many of them are the attribute warm start, where it is on."""
-
-
-def without_warm_start(config: TrainerConfig) -> None:
-    """Render from the first step."""
-    config.pipeline.model.warm_start_steps = 0
-
-
-def without_attribute_loss(config: TrainerConfig) -> None:
-    """Let go of depth and colour of single Gaussians after the warm start."""
-    config.pipeline.model.loss.attributes = 0.0
-
-
-def with_official_distances(config: TrainerConfig) -> None:
-    """Distances from 0.1 to 500, linear in the sigmoid."""
-    _change_head(config, "near", "far", "distance_law", "distance_shift")
-
-
-def with_official_scales(config: TrainerConfig) -> None:
-    """Scales in world units under a cap."""
-    _change_head(config, "scale_law", "scale_cap")
-
-
-def with_official_rotations(config: TrainerConfig) -> None:
-    """The normalised raw quaternion."""
-    _change_head(config, "identity_rotation")
-
-
-def without_input_statistics(config: TrainerConfig) -> None:
-    """Latents and ray maps go in as they are."""
-    config.pipeline.model.decoder.input_statistics = False
-
-
-def with_official_init(config: TrainerConfig) -> None:
-    """Full gain behind the zero weights of the ray embedding."""
-    config.pipeline.model.decoder.init = "official"
-
-
-def _change_head(config: TrainerConfig, *names: str) -> None:
-    head = config.pipeline.model.decoder.head
-    config.pipeline.model.decoder.head = replace(
-        head, **{name: getattr(OFFICIAL_HEAD, name) for name in names}
-    )
-
-
-SWITCHES: dict[str, Callable[[TrainerConfig], None]] = {
-    "attribute warm start": without_warm_start,
-    "attribute loss afterwards": without_attribute_loss,
-    "near plane and distance law": with_official_distances,
-    "footprint scale": with_official_scales,
-    "identity rotation": with_official_rotations,
-    "input statistics": without_input_statistics,
-    "damped start": with_official_init,
-}
-"""What switches each stabiliser off."""
-
-VARIANTS: dict[str, list[str]] = {
-    "all on": [],
-    **{f"without {name}": [name] for name in SWITCHES},
-    "all off": list(SWITCHES),
-}
-"""Stabilisers that each variant lacks."""
-
-
-def training_config(setting: Setting, switched_off: list[str], seed: int, data: Path) -> TrainerConfig:
-    """`lyra-tiny` from random weights at the size of `setting`, without some stabilisers."""
-    from lyra_ns.method_configs.tiny import lyra_tiny
-
-    config = deepcopy(lyra_tiny.config)
-    model, manager = config.pipeline.model, config.pipeline.datamanager
-    model.init_from = "none"
-    model.warm_start_steps = setting.warm_start_steps
-    model.decoder = replace(
-        model.decoder,
-        width=setting.decoder_width,
-        depth=setting.decoder_depth,
-        cell_size=setting.cell_size,
-    )
-    manager.data, manager.seed, manager.cache = data, seed, "cpu"
-    manager.sampling = replace(
-        manager.sampling,
-        num_trajectories_max=setting.num_trajectories_max,
-        num_target_trajectories=setting.num_target_trajectories,
-    )
-    group = config.optimizers["decoder"]
-    group["optimizer"] = replace(group["optimizer"], lr=setting.learning_rate)
-    group["scheduler"] = replace(
-        group["scheduler"],
-        warmup_steps=setting.learning_rate_warmup_steps,
-        decay="cosine",
-        max_steps=setting.steps,
-    )
-    for name in switched_off:
-        SWITCHES[name](config)
-    return config
-
-
-def run(setting: Setting, variant: str, seed: int, data: Path) -> dict[str, object]:
+def run(setting: Setting, variant: str, seed: int, data: Path) -> dict[str, Any]:
     """Train one decoder and measure it: its row of the result file."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
@@ -181,7 +51,7 @@ def run(setting: Setting, variant: str, seed: int, data: Path) -> dict[str, obje
         "seed": seed,
         "steps": setting.steps,
         "seconds": round(seconds, 1),
-        "last_loss": last_loss,
+        "last_loss": last_loss if math.isfinite(last_loss) else None,
         "measured": measure(pipeline, config.pipeline.model.prune_ratio),
     }
 
@@ -206,7 +76,7 @@ def train(pipeline: LyraPipeline, config: TrainerConfig, steps: int) -> float:
     return sum(losses[-10:]) / len(losses[-10:])
 
 
-def measure(pipeline: LyraPipeline, prune_ratio: float, baselines: bool = False) -> list[dict[str, object]]:
+def measure(pipeline: LyraPipeline, prune_ratio: float, baselines: bool = False) -> list[dict[str, Any]]:
     """Summary rows of the evaluation protocol on the held-out scenes, as `ns-lyra evaluate` writes them."""
     from lyra_ns.codec import load_codec
     from lyra_ns.data.loaded import StoredScene
@@ -225,7 +95,7 @@ def measure(pipeline: LyraPipeline, prune_ratio: float, baselines: bool = False)
     return summary_rows(scores)
 
 
-def floors(setting: Setting, data: Path) -> list[dict[str, object]]:
+def floors(setting: Setting, data: Path) -> list[dict[str, Any]]:
     """What needs no decoder, measured on the same views: rows of the baselines."""
     torch.set_num_threads(1)
     pipeline = training_config(setting, [], 0, data).pipeline.setup(device="cpu", test_mode="val")
@@ -239,35 +109,37 @@ def run_all(setting: Setting, seeds: int, data: Path, output: Path, at_once: int
         height=setting.height, width=setting.width, num_frames=setting.num_frames, device="cpu",
     )  # fmt: skip
     content = earlier_content(output, setting) or new_content(setting)
-    rows = content["rows"]
-    assert isinstance(rows, list)
-    done = {(row["variant"], row["seed"]) for row in rows}
-    missing = [
-        (variant, seed) for seed in range(seeds) for variant in VARIANTS if (variant, seed) not in done
-    ]
+    done = {(row["variant"], row["seed"]) for row in content["rows"]}
+    wanted = [(variant, seed) for seed in range(seeds) for variant in VARIANTS]
     with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn")) as pool:
-        floors_are = None if "floors" in content else pool.submit(floors, setting, data)
-        futures = [pool.submit(run, setting, variant, seed, data) for variant, seed in missing]
-        for future in as_completed(futures):
-            row = future.result()
-            rows.append(row)
-            rows.sort(key=lambda row: (list(VARIANTS).index(row["variant"]), row["seed"]))
-            if floors_are is not None and floors_are.done():
-                content["floors"] = floors_are.result()
-            write_whole(output, json.dumps(content, indent=1).encode())
-            print(" ".join(_summary(row)), flush=True)
+        waiting = {pool.submit(run, setting, *pair, data): "rows" for pair in wanted if pair not in done}
+        if content["floors"] is None:
+            waiting[pool.submit(floors, setting, data)] = "floors"
+        for future in as_completed(waiting):
+            if waiting[future] == "floors":
+                content["floors"] = future.result()
+            else:
+                content["rows"] = in_order([*content["rows"], future.result()])
+                print(" ".join(_summary(future.result())), flush=True)
+            write_whole(output, json.dumps(content, indent=1, allow_nan=False).encode())
 
 
-def new_content(setting: Setting) -> dict[str, object]:
-    """A result file without rows."""
+def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows by variant, as in VARIANTS, and seed."""
+    return sorted(rows, key=lambda row: (list(VARIANTS).index(row["variant"]), row["seed"]))
+
+
+def new_content(setting: Setting) -> dict[str, Any]:
+    """A result file without results."""
     return {
         "setting": asdict(setting),
         "environment": describe_environment("cpu"),
+        "floors": None,
         "rows": [],
     }
 
 
-def earlier_content(output: Path, setting: Setting) -> dict[str, object] | None:
+def earlier_content(output: Path, setting: Setting) -> dict[str, Any] | None:
     """The result file to go on with; None if there is none. ValueError if it has another setting."""
     if not output.is_file():
         return None
@@ -280,10 +152,12 @@ def earlier_content(output: Path, setting: Setting) -> dict[str, object] | None:
     return content
 
 
-def _summary(row: dict) -> Iterator[str]:
+def _summary(row: dict[str, Any]) -> Iterator[str]:
+    """Words of the line that says how a run went."""
     novel = next(entry for entry in row["measured"] if entry["group"] == "novel")
     yield f"{row['variant']}, seed {row['seed']}: {row['seconds']} s"
-    yield from (f"{name} {novel[name]:.3f}" for name in ("psnr", "lpips", "depth_error"))
+    for name in ("psnr", "lpips", "depth_error"):
+        yield f"{name} {'failed' if novel[name] is None else round(novel[name], 3)}"
 
 
 def main(
