@@ -14,6 +14,7 @@ from small_dataset import HEIGHT, WIDTH, write_small_clip
 from wall_scenes import write_wall_scenes
 
 from lyra_ns.checkpoints import load_decoder, save_decoder
+from lyra_ns.codec import load_codec
 from lyra_ns.commands import any_decoder
 from lyra_ns.commands.any_decoder import decoder_config_of, latest_checkpoint, load_any_decoder
 from lyra_ns.commands.choices import chosen_device
@@ -21,9 +22,14 @@ from lyra_ns.commands.evaluate import Evaluate, PhotoCheck, held_out_names
 from lyra_ns.commands.reconstruct import Reconstruct, read_inputs, stored_scene
 from lyra_ns.data.store import LyraStore
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
-from lyra_ns.evaluation.stereo_photo import load_stereo_photo
+from lyra_ns.evaluation.baselines import pixel_gaussians
+from lyra_ns.evaluation.photo_check import check_photo, photo_paths
+from lyra_ns.evaluation.stereo_photo import cropped_and_resized, load_stereo_photo
 from lyra_ns.export.ply import load_ply
 from lyra_ns.gaussians import GaussianHeadConfig
+from lyra_ns.perceptual import load_lpips
+from lyra_ns.reconstruction import Reconstructor
+from lyra_ns.rendering import RenderSettings
 
 CELLS = (48 // 8) * (64 // 8) * 9
 """Gaussians of one trajectory of a wall, before pruning."""
@@ -187,9 +193,6 @@ def test_photo_check_writes_numbers_and_a_picture(checkpoint, tmp_path, capsys):
 
 
 def test_photo_paths_start_at_the_left_camera():
-    from lyra_ns.evaluation.photo_check import photo_paths
-    from lyra_ns.evaluation.stereo_photo import cropped_and_resized
-
     photo = cropped_and_resized(load_stereo_photo(), 48, 64)
     paths = photo_paths(photo, 9)
     assert paths.shape == (6, 9)
@@ -197,6 +200,26 @@ def test_photo_paths_start_at_the_left_camera():
     # The official order reads left (0) second; its official range has its middle at a quarter of the depth.
     expected = -0.25 * 8 / 9 * photo.centre_depth
     assert paths.camera_to_world[1, -1, 0, 3].item() == pytest.approx(expected, rel=1e-4)
+
+
+class HalfMetreScene(Reconstructor):
+    """A decoder that knows the photograph's scene but always gives it in units of half a metre."""
+
+    def __call__(self, z, cameras, target_time=None):
+        """The left photograph at its measured depth, twice as large."""
+        photo = cropped_and_resized(load_stereo_photo(), 48, 64)
+        splats = pixel_gaussians(photo.left, photo.depth, photo.left_camera)
+        return replace(splats, means=2 * splats.means, scales=2 * splats.scales)
+
+
+def test_photo_is_read_in_the_unit_that_reproduces_the_input():
+    reconstruct = HalfMetreScene(tiny_decoder(), load_codec("linear"))
+    result = check_photo(reconstruct, RenderSettings(response="ewa"), load_lpips("alex"), 48, 64, 9)
+    assert (result.metric.units_per_metre, result.fitted.units_per_metre) == (1.0, 2.0)
+    assert result.scores["reconstruction_fitted"].psnr > result.scores["reconstruction"].psnr + 2
+    true_depth = result.photo.depth
+    typical = true_depth[true_depth > 0].median()
+    assert result.fitted.depth.median() == pytest.approx(typical.item(), rel=0.1)
 
 
 def nerfstudio_content(decoder: LatentGaussianDecoder, prefix: str = "_model.") -> dict:
