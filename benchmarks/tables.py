@@ -90,25 +90,40 @@ def held_out_table(results: Path) -> str:
 def stabilisers_table(results: Path) -> str:
     """Quality on held-out paths with and without each stabiliser: `stabilisers.json`."""
     content = read(results / "stabilisers.json")
+    seeds = complete_seeds(content["rows"])
     by_variant: dict[str, list[Row]] = {}
     for run in content["rows"]:
-        by_variant.setdefault(run["variant"], []).append(novel_row(run["measured"]))
+        if run["seed"] in seeds:
+            by_variant.setdefault(run["variant"], []).append(novel_row(run["measured"]))
     measures = [measure for measure in IMAGE_MEASURES if measure.key != "ssim"]
-    lines = [[variant, str(len(rows)), *numbers(rows, measures)] for variant, rows in by_variant.items()]
+    lines = [[variant, *numbers(rows, measures)] for variant, rows in by_variant.items()]
     lines += [
-        [f"no decoder: {row['method']}", NOTHING, *numbers([row], measures)]
+        [f"no decoder: {row['method']}", *numbers([row], measures)]
         for row in content["floors"]
         if row["group"] == "novel"
     ]
-    setting = content["setting"]
-    caption = (
-        f"Mean ± standard deviation over training seeds; {setting['steps']} steps from random weights on "
-        f"{setting['num_scenes']} scenes of {setting['width']} x {setting['height']} pixels and "
-        f"{setting['num_frames']} frames; {setting['num_held_out']} held-out scenes seen along camera paths "
-        f"that nothing was trained on. {origin(content)}"
+    titles = ["stabilisers", *(measure.title for measure in measures)]
+    return (
+        table(titles, lines) + f"\n\n{stabilisers_caption(content['setting'], len(seeds))} {origin(content)}"
     )
-    titles = ["stabilisers", "seeds", *(measure.title for measure in measures)]
-    return table(titles, lines) + f"\n\n{caption}"
+
+
+def complete_seeds(runs: Sequence[Row]) -> set[int]:
+    """Seeds that every variant was run with, so that their means compare like with like."""
+    by_variant: dict[str, set[int]] = {}
+    for run in runs:
+        by_variant.setdefault(run["variant"], set()).add(run["seed"])
+    return set.intersection(*by_variant.values())
+
+
+def stabilisers_caption(setting: Row, num_seeds: int) -> str:
+    """How the stabilisers were measured."""
+    size = f"{setting['width']} x {setting['height']} pixels and {setting['num_frames']} frames"
+    return (
+        f"Mean ± standard deviation over {num_seeds} training seeds; {setting['steps']} steps from random "
+        f"weights on {setting['num_scenes']} scenes of {size}; {setting['num_held_out']} held-out scenes seen "
+        "along camera paths that nothing was trained on."
+    )
 
 
 def novel_row(measured: Sequence[Row]) -> Row:

@@ -67,8 +67,9 @@ def test_seeds_must_have_been_evaluated_alike(tmp_path: Path) -> None:
 
 
 def write_stabilisers(folder: Path) -> None:
-    """Two variants under two seeds; one run gave no finite PSNR."""
+    """Two variants under two whole seeds; one run gave no finite PSNR."""
     values = {("all on", 0): 21.0, ("all on", 1): 22.0, ("all off", 0): 15.0, ("all off", 1): None}
+    values[("all on", 2)] = 30.0  # the other variant has no such seed yet
     runs = [
         {
             "variant": variant,
@@ -87,7 +88,9 @@ def write_stabilisers(folder: Path) -> None:
 
 def test_stabilisers_show_held_out_paths_and_failed_runs(tmp_path: Path) -> None:
     write_stabilisers(tmp_path)
-    rows = {line[0]: line[2] for line in cells(tables.stabilisers_table(tmp_path))}
+    text = tables.stabilisers_table(tmp_path)
+    assert "over 2 training seeds" in text
+    rows = {line[0]: line[1] for line in cells(text)}
     assert rows == {
         "stabilisers": "PSNR dB",
         "all on": "21.50 ± 0.71",
@@ -229,8 +232,9 @@ def test_results_of_another_setting_are_kept_apart(tmp_path: Path) -> None:
     write_stabilisers(tmp_path)
     content = earlier_content(output, Setting())
     assert content is not None
-    assert len(content["rows"]) == 4
-    assert in_order(content["rows"][::-1]) == content["rows"]
+    assert len(content["rows"]) == 5
+    order = [(row["variant"], row["seed"]) for row in in_order(content["rows"][::-1])]
+    assert order == [("all on", 0), ("all on", 1), ("all on", 2), ("all off", 0), ("all off", 1)]
     with pytest.raises(ValueError, match="--output"):
         earlier_content(output, Setting(steps=7))
 
