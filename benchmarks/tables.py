@@ -121,8 +121,8 @@ def stabilisers_caption(setting: Row, num_seeds: int) -> str:
     size = f"{setting['width']} x {setting['height']} pixels and {setting['num_frames']} frames"
     return (
         f"Mean ± standard deviation over {num_seeds} training seeds; {setting['steps']} steps from random "
-        f"weights on {setting['num_scenes']} scenes of {size}; {setting['num_held_out']} held-out scenes seen "
-        "along camera paths that nothing was trained on."
+        f"weights on {setting['num_scenes']} scenes of {size}; {setting['num_held_out']} held-out scenes, "
+        "seen along camera paths that nothing was trained on."
     )
 
 
