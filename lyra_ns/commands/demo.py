@@ -187,9 +187,12 @@ def write_contact_sheet(reconstruct: Reconstructor, scene: StoredScene, path: Pa
         else PATHS[trajectory].name
         for trajectory, _ in batch.target_ids[0]
     ]
+    teacher = taught.target_rgb[0].clone()
+    # Unseen paths have no latents, so there is nothing that the codec could have decoded.
+    teacher[[trajectory >= NOVEL_FIRST_ID for trajectory, _ in batch.target_ids[0]]] = 1.0
     columns = {
         "true image": batch.target_rgb[0],
-        "teacher (codec)": taught.target_rgb[0],
+        "teacher (codec)": teacher,
         "ours": rendered.rgb.clamp(0, 1),
         "our depth": rendered.depth,
         "true depth": batch.target_depth[0].float(),
