@@ -147,6 +147,7 @@ class Demo:
 def write_turntable(gaussians: Gaussians, cameras: CameraPath, path: Path) -> None:
     """A video of the scene from a closed loop of cameras near the given paths [V, L]."""
     import torch
+    from torch.nn import functional
 
     from lyra_ns.cameras import relative_to
     from lyra_ns.export.html import centre_depth
@@ -155,11 +156,12 @@ def write_turntable(gaussians: Gaussians, cameras: CameraPath, path: Path) -> No
 
     relative = relative_to(cameras, cameras.camera_to_world[0, 0])
     depth = centre_depth(gaussians, relative[0, 0])
-    loop = turntable_path(relative, depth, LOOP_FRAMES).resized(2 * cameras.height, 2 * cameras.width)
-    settings = RenderSettings(response="ewa", views_at_once=8)
+    loop = turntable_path(relative, depth, LOOP_FRAMES)
     with torch.no_grad():
-        frames = render(gaussians, loop, settings).rgb
-    save_video(frames, path)
+        frames = render(gaussians, loop, RenderSettings(response="ewa", views_at_once=8)).rgb
+    # Drawn at the size that the decoder was trained for: single Gaussians show as strokes in a larger one.
+    frames = functional.interpolate(frames.movedim(-1, 1), scale_factor=2, mode="bicubic").clamp(0, 1)
+    save_video(frames.movedim(1, -1), path)
 
 
 def write_contact_sheet(reconstruct: Reconstructor, scene: StoredScene, path: Path) -> None:
