@@ -144,13 +144,16 @@ def test_ignored_setting_warns(monkeypatch, caplog):
 def test_no_gaussians_never_reach_gsplat(monkeypatch):
     calls = install_fake_gsplat(monkeypatch, takes_batches=True, has_3dgut=True)
     empty = cast(random_scene(0), torch.float32)
-    batch = Gaussians(*(getattr(empty, name)[None] for name in FIELDS))
+    leaves = [getattr(empty, name)[None].requires_grad_() for name in FIELDS]
+    batch = Gaussians(*leaves)
     path = cameras(2).reshape(1, 2)
     matrices = (path.world_to_camera.float(), path.intrinsic_matrix.float())
     image, transmittance = gsplat_cuda.rasterize(batch, *matrices, (7, 5), RenderSettings(), "ray3d")
     assert calls == []
     assert torch.equal(image, torch.zeros(1, 2, 7, 5, 4))
     assert torch.equal(transmittance, torch.ones(1, 2, 7, 5))
+    gradients = torch.autograd.grad((image.sum() + transmittance.sum()), leaves)
+    assert [gradient.shape for gradient in gradients] == [leaf.shape for leaf in leaves]
 
 
 def test_old_gsplat_falls_back_to_ewa_and_says_so(monkeypatch):

@@ -49,10 +49,11 @@ def rasterize(
     depth = depth if settings.depth_gradient else depth.detach()
     rgb = gaussians.rgb[:, None].expand(-1, depth.shape[1], -1, -1)
     colours = torch.cat([rgb, depth[..., None]], -1)
-    if gaussians.num == 0:  # gsplat divides by the number of Gaussians
-        nothing = colours.sum().expand(*depth.shape[:2], *size, 4)
-        return nothing, 1 - nothing[..., 0]
     fields = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, colours)
+    if gaussians.num == 0:  # gsplat divides by the number of Gaussians
+        # The sum of all fields, so that each of them gets its empty gradient.
+        nothing = torch.stack([field.sum() for field in fields]).sum().expand(*depth.shape[:2], *size, 4)
+        return nothing, 1 - nothing[..., 0]
     scenes = (*fields, world_to_camera, intrinsic_matrix)
     if takes_batches():
         image, alpha = _call_gsplat(scenes, size, settings, response)

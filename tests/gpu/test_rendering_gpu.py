@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import fields
 
 import pytest
@@ -14,6 +15,12 @@ from lyra_ns.rendering import Rendered, RenderSettings, choose_renderer, describ
 pytestmark = pytest.mark.gpu
 
 FIELDS = [field.name for field in fields(Gaussians)]
+GRADIENT_TOLERANCE = {"ewa": 1e-2, "ray3d": 5e-2}
+"""Relative to the gradient's norm, gsplat against the CPU kernel. Along rays gsplat draws less than the exact
+boxes of the CPU kernel do: it drops Gaussians whose centre lies more than a tenth of the image outside, and
+cuts boxes by an opacity that it lowers for thin Gaussians. The CPU kernel with these two rules differs from
+itself without them by 2.9 % in quats, 1.3 % in scales, 1.1 % in opacities and 0.9 % or less in the rest of
+this very scene; the images differ by 1e-4."""
 every_response = pytest.mark.parametrize("response", ["ewa", "ray3d"])
 
 
@@ -82,7 +89,7 @@ def test_gsplat_draws_what_the_cpu_kernel_draws(response):
         assert difference.mean() < 1e-3, name
     errors = relative_errors(gradients, cpu_gradients)
     print(response, errors)
-    assert max(errors.values()) < 1e-2, errors
+    assert max(errors.values()) < GRADIENT_TOLERANCE[response], errors
 
 
 @every_response
@@ -116,15 +123,17 @@ def test_views_at_once_bounds_memory_and_changes_nothing(response):
     results, peaks = [], []
     for views_at_once in (None, 1):
         settings = RenderSettings(response=response, views_at_once=views_at_once)
+        # What earlier tests and the first of the two results still hold is no part of the peak.
+        gc.collect()
+        before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         results.append(value_and_gradients(gaussians, cameras, settings, "cuda"))
-        peaks.append(torch.cuda.max_memory_allocated())
+        peaks.append(torch.cuda.max_memory_allocated() - before)
     assert torch.equal(results[0][0].rgb, results[1][0].rgb)
     # gsplat adds gradients up with atomics, in another order each time.
     errors = relative_errors(results[1][1], results[0][1])
     assert max(errors.values()) < 1e-3, errors
-    print("peak memory in MiB", [peak // 2**20 for peak in peaks])
-    assert peaks[1] < 0.6 * peaks[0]
+    assert peaks[1] < 0.6 * peaks[0], [f"{peak / 2**20:.0f} MiB" for peak in peaks]
 
 
 @every_response
