@@ -11,6 +11,7 @@ from torch.nn import functional
 from lyra_ns.cameras import CameraPath
 from lyra_ns.codec import load_codec
 from lyra_ns.data.store import write_clip
+from lyra_ns.data.types import SceneBatch
 
 NUM_FRAMES, HEIGHT, WIDTH = 17, 32, 48
 LATENT_SHAPE = (16, 3, 4, 6)
@@ -64,3 +65,16 @@ def write_small_dataset(
             write_small_clip(root / family, scene, trajectory, seed=100 * number + trajectory)
         write_small_clip(root / "novel", scene, 0, seed=100 * number + 50, with_latent=False)
     return root
+
+
+def assert_equal_batches(one: SceneBatch, other: SceneBatch) -> None:
+    """Scenes, choices, tensors and cameras are the same to the bit."""
+    assert one.names == other.names
+    assert one.trajectories == other.trajectories
+    assert one.target_ids == other.target_ids
+    for name in ("latents", "target_rgb", "target_depth", "input_depth", "input_rgb", "target_time"):
+        first, second = getattr(one, name), getattr(other, name)
+        assert (first is None) == (second is None), name
+        assert first is None or torch.equal(first, second), name
+    for name in ("cameras", "target_cameras"):
+        assert torch.equal(getattr(one, name).camera_to_world, getattr(other, name).camera_to_world)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from lyra_ns import checkpoints
 from lyra_ns.checkpoints import load_decoder, save_decoder
+from lyra_ns.codec.linear import load_linear_codec
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
 from lyra_ns.gaussians import GaussianHeadConfig
 
@@ -85,6 +87,12 @@ def test_own_format(tmp_path: Path, decoder: LatentGaussianDecoder, dtype: Any) 
     assert loaded.config.head == decoder.config.head
     assert vars(loaded.config) == {**vars(decoder.config), "ssd_backend": "auto"}
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_the_shipped_decoder_was_trained_with_the_shipped_codec() -> None:
+    """A new fit of the codec needs a new decoder: the card says which codec its decoder was trained with."""
+    card = resources.files("lyra_ns.weights").joinpath("lyra_tiny.md").read_text()
+    assert f"linear codec of digest `{load_linear_codec().digest}`" in card
 
 
 def test_write_is_whole_or_nothing(

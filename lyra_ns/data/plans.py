@@ -62,10 +62,27 @@ class ScenePlan:
     """Frame whose moment the Gaussians should show (dynamic scenes)."""
 
 
+ALL_RANKS = -1
+"""Stands for the rank where all ranks must draw alike: V is shared, so that they take equally long."""
+SHUFFLE = -2
+"""Less the rank: stands for the rank in the generators of scene order, apart from those of batches."""
+
+
 def batch_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
     """A CPU generator that depends on these three numbers only."""
     digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def scene_order(position: int, num_scenes: int, seed: int, rank: int) -> list[int]:
+    """Scene numbers from a position of the endless sequence of shuffled passes on.
+
+    The first is the scene at that position, then comes the rest of its pass, then the pass's beginning.
+    """
+    turn, place = divmod(position, num_scenes)
+    generator = batch_generator(seed, turn, SHUFFLE - rank)
+    order = torch.randperm(num_scenes, generator=generator).tolist()
+    return order[place:] + order[:place]
 
 
 def target_frame_weights(num_frames: int, distribution: TargetDistribution) -> Float[Tensor, " L"]:

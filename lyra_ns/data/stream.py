@@ -11,22 +11,24 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
-import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from lyra_ns.codec.interface import VideoCodec
 from lyra_ns.data.gathering import PendingBatch, gather
 from lyra_ns.data.loaded import StoredScene
-from lyra_ns.data.plans import SamplingConfig, batch_generator, draw_num_trajectories, draw_plans
+from lyra_ns.data.plans import (
+    ALL_RANKS,
+    SamplingConfig,
+    batch_generator,
+    draw_num_trajectories,
+    draw_plans,
+    scene_order,
+)
 from lyra_ns.data.store import LyraStore
 from lyra_ns.data.types import SceneBatch
 
 logger = logging.getLogger(__name__)
 
-ALL_RANKS = -1
-"""Stands for the rank where all ranks must draw alike: V is shared, so that they take equally long."""
-SHUFFLE = -2
-"""Less the rank: stands for the rank in the generators of scene order, apart from those of batches."""
 READ_ERRORS = (ValueError, FileNotFoundError)
 """What readers raise for a bad clip."""
 Result = TypeVar("Result")
@@ -146,8 +148,5 @@ class TrainingStream(IterableDataset):
 
     def _scene_at(self, position: int, taken: set[str]) -> str:
         """The scene at a position of the endless sequence of shuffled passes, or the next one not taken."""
-        turn, place = divmod(position, len(self.names))
-        generator = batch_generator(self.seed, turn, SHUFFLE - self.rank)
-        order = torch.randperm(len(self.names), generator=generator).tolist()
-        names = [self.names[number] for number in order[place:] + order[:place]]
-        return next(name for name in names if name not in taken)
+        order = scene_order(position, len(self.names), self.seed, self.rank)
+        return next(self.names[number] for number in order if self.names[number] not in taken)

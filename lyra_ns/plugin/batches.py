@@ -17,7 +17,14 @@ from torch.utils.data import DataLoader
 
 from lyra_ns.data.gathering import PendingBatch, gather
 from lyra_ns.data.loaded import LoadedScene, load_scene
-from lyra_ns.data.plans import SamplingConfig, batch_generator, draw_num_trajectories, draw_plans
+from lyra_ns.data.plans import (
+    ALL_RANKS,
+    SamplingConfig,
+    batch_generator,
+    draw_num_trajectories,
+    draw_plans,
+    scene_order,
+)
 from lyra_ns.plugin.errors import DataError, reading_data
 
 if TYPE_CHECKING:
@@ -94,18 +101,17 @@ class CachedBatches:
         """Batch number `index`."""
         settings = self._settings
         scenes = [self._scene(index * settings.batch_size + place) for place in range(settings.batch_size)]
-        # The number of trajectories is drawn alike on all ranks, so that they take equally long.
-        num_trajectories = draw_num_trajectories(scenes, sampling, batch_generator(settings.seed, index, -1))
+        shared = batch_generator(settings.seed, index, ALL_RANKS)
+        num_trajectories = draw_num_trajectories(scenes, sampling, shared)
         generator = batch_generator(settings.seed, index, settings.rank)
         with reading_data():
             plans = draw_plans(scenes, sampling, generator, num_trajectories)
             return gather(scenes, plans, sampling).to(settings.device)
 
     def _scene(self, position: int) -> LoadedScene:
-        """Scene number `position` of an endless series of shuffled rounds."""
-        round_number, place = divmod(position, len(self._scenes))
-        generator = batch_generator(self._settings.seed, round_number, -2 - self._settings.rank)
-        return self._scenes[int(torch.randperm(len(self._scenes), generator=generator)[place])]
+        """Scene number `position` of an endless series of shuffled passes."""
+        order = scene_order(position, len(self._scenes), self._settings.seed, self._settings.rank)
+        return self._scenes[order[0]]
 
 
 def load_scenes(
