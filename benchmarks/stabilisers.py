@@ -78,14 +78,14 @@ def train(pipeline: LyraPipeline, config: TrainerConfig, steps: int) -> float:
 
 def measure(pipeline: LyraPipeline, prune_ratio: float, baselines: bool = False) -> list[dict[str, Any]]:
     """Summary rows of the evaluation protocol on the held-out scenes, as `ns-lyra evaluate` writes them."""
-    from lyra_ns.codec import load_codec
+    from lyra_ns.codec import codec_for
     from lyra_ns.data.loaded import StoredScene
     from lyra_ns.evaluation.runner import ProtocolConfig, evaluate_scene, summary_rows
     from lyra_ns.perceptual import load_lpips
     from lyra_ns.reconstruction import Reconstructor
 
     scenes = pipeline.datamanager.scenes
-    reconstruct = Reconstructor(pipeline.model.decoder, load_codec(scenes.codec), prune_ratio)
+    reconstruct = Reconstructor(pipeline.model.decoder, codec_for(scenes.store.spec), prune_ratio)
     protocol = ProtocolConfig(baselines=baselines, render=pipeline.model.config.render)
     perceptual = load_lpips("alex")
     scores = []

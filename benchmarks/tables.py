@@ -58,7 +58,8 @@ PHOTO_MEASURES = (
 """What the check on a photograph writes (`lyra_ns.evaluation.stereo_photo`)."""
 PHOTO_TITLES = {
     "left_copied": "left photograph as it is (floor)",
-    "reconstruction": "reconstruction from the left photograph",
+    "reconstruction": "reconstruction from the left photograph, in metres",
+    "reconstruction_fitted": "the same, in the unit of length that reproduces its own input best",
     "left_warped": "left photograph moved by its true depth (reference line)",
 }
 """Methods of the check on a photograph, worst first."""
