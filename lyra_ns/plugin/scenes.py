@@ -53,11 +53,6 @@ class SceneLibrary:
         self.is_dynamic = store.is_dynamic
         self._scene = lru_cache(maxsize=64)(store.scene)
 
-    @property
-    def codec(self) -> str:
-        """Name of the codec that made the latents, `unknown` if the data does not say."""
-        return self.store.spec.codec
-
     def scene(self, name: str) -> Scene:
         """The scene called `name`."""
         return self._scene(name)
