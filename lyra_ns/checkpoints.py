@@ -22,7 +22,7 @@ from lyra_ns.gaussians import GaussianHeadConfig
 
 FORMAT = "lyra_ns decoder"
 FORMAT_VERSION = "1"
-MACHINE_FIELDS = ("trunk_dtype", "ssd_backend", "recompute_blocks")
+MACHINE_FIELDS = ("trunk_dtype", "ssd_backend", "recompute")
 """Fields that say how to compute on one machine, not what: they are not stored."""
 NUM_LISTED = 5
 """Names of each kind that an error lists before it says how many more there are."""

@@ -15,12 +15,12 @@ from dataclasses import replace
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lyra_ns.conditioning import Conditioning
 from lyra_ns.decoder_blocks import GaussianDeconvolution, MambaBlock, PatchEmbedding, TransformerBlock
 from lyra_ns.decoder_config import DecoderConfig, block_kinds
 from lyra_ns.gaussians import NUM_RAW_CHANNELS, Gaussians, gaussians_from_raw
+from lyra_ns.recomputation import choose_policy, run_block
 from lyra_ns.ssd import choose_scan_backend
 
 __all__ = ["DecoderConfig", "LatentGaussianDecoder", "block_kinds"]
@@ -161,11 +161,10 @@ class LatentGaussianDecoder(nn.Module):
 
     def trunk(self, tokens: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
         """The tokens after all blocks."""
+        scan = self.scan.on_cuda if tokens.is_cuda else self.scan.on_cpu
+        policy = choose_policy(self.config, math.prod(tokens.shape[:-1]), tokens.device, scan)
         for block in self.enc_blocks:
-            if self.config.recompute_blocks and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, use_reentrant=False, preserve_rng_state=False)
-            else:
-                tokens = block(tokens)
+            tokens = run_block(block, tokens, policy)
         return tokens
 
     def head(self, tokens: Float[Tensor, "B N E"], latent_shape: torch.Size) -> Float[Tensor, "B G 12"]:

@@ -56,8 +56,9 @@ class DecoderConfig:
     """Matrix products of the blocks; auto is bfloat16 on CUDA and float32 elsewhere. The head is float32."""
     ssd_backend: ScanName = "auto"
     """Form of the Mamba-2 scan."""
-    recompute_blocks: bool = False
-    """Recompute each block in the backward pass instead of keeping its activations."""
+    recompute: Literal["auto", "none", "scans", "all"] = "auto"
+    """What is computed again in the backward pass instead of being kept: nothing, Mamba blocks and
+    perceptrons but never attention (scans), or every block; auto chooses by the size of the card."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that do not fit together."""

@@ -13,7 +13,7 @@ from lyra_ns.decoder_config import DecoderConfig
 SHIPPED_DECODER = "lyra_tiny.safetensors"
 """File in `lyra_ns.weights` of the decoder that ships with the package."""
 
-RUN_TIME_CHOICES = {"parity", "trunk_dtype", "ssd_backend", "recompute_blocks", "init"}
+RUN_TIME_CHOICES = {"parity", "trunk_dtype", "ssd_backend", "recompute", "init"}
 """Fields of DecoderConfig that change how the weights are computed with, not what they mean."""
 
 
