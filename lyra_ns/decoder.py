@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lyra_ns.cameras import RayGrid
 from lyra_ns.conditioning import Conditioning
 from lyra_ns.decoder_blocks import GaussianDeconvolution, MambaBlock, PatchEmbedding, TransformerBlock
 from lyra_ns.decoder_config import DecoderConfig, block_kinds
-from lyra_ns.gaussians import NUM_RAW_CHANNELS, Gaussians, gaussians_from_raw
+from lyra_ns.gaussians import NUM_RAW_CHANNELS, Gaussians, gaussians_on_cells
 from lyra_ns.recomputation import choose_policy, run_block
 from lyra_ns.ssd import choose_scan_backend
 
@@ -109,9 +110,13 @@ class LatentGaussianDecoder(nn.Module):
                 f"(grid {tuple(rays.directions.shape[1:-1])}): build the conditioning with cell_size "
                 f"{self.config.cell_size} and as many frames as the latents stand for"
             )
+        return self.activate(raw, rays.flatten_cells())
+
+    def activate(self, raw: Float[Tensor, "B G 12"], cells: RayGrid) -> Gaussians:
+        """Gaussians of raw channels on the rays `cells` [B, 1, G], which need not fill a grid; float32."""
         if not self.config.parity:
-            return gaussians_from_raw(raw.float(), rays, self.config.head)
-        coarse = gaussians_from_raw(raw, rays.to(raw.dtype), self.config.head)
+            return gaussians_on_cells(raw.float(), cells, self.config.head)
+        coarse = gaussians_on_cells(raw, cells.to(raw.dtype), self.config.head)
         return replace(coarse, **{name: value.float() for name, value in vars(coarse).items()})
 
     def raw(
@@ -125,6 +130,17 @@ class LatentGaussianDecoder(nn.Module):
         `time` holds the latents of the source times, then those of the target time as one more latent frame.
         Tensors in, one tensor out, without synchronisation: fit for a CUDA graph.
         """
+        tokens = self.encode(latents, plucker, time)
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.head(tokens, latents.shape)
+
+    def encode(
+        self,
+        latents: Float[Tensor, "B V C T h w"],
+        plucker: Float[Tensor, "B V C2 T h w"],
+        time: Float[Tensor, "B C T1 h w"] | None = None,
+    ) -> Float[Tensor, "B N E"]:
+        """The tokens after all blocks, from which `head` or `pruned_gaussians` make Gaussians."""
         self._check_inputs(latents, plucker, time)
         if self.config.parity:
             dtype = self.enc_norm.weight.dtype
@@ -137,9 +153,7 @@ class LatentGaussianDecoder(nn.Module):
         ):
             tokens = self.embed(latents, plucker, time)
             # The stream between the blocks keeps the precision of the weights under autocast, too.
-            tokens = self.trunk(tokens.to(self.enc_norm.weight.dtype))
-        with torch.autocast(device_type, enabled=False):
-            return self.head(tokens, latents.shape)
+            return self.trunk(tokens.to(self.enc_norm.weight.dtype))
 
     def embed(self, latents: Tensor, plucker: Tensor, time: Tensor | None) -> Float[Tensor, "B N E"]:
         """The tokens of all views as one sequence."""
@@ -170,10 +184,13 @@ class LatentGaussianDecoder(nn.Module):
     def head(self, tokens: Float[Tensor, "B N E"], latent_shape: torch.Size) -> Float[Tensor, "B G 12"]:
         """Raw channels of the tokens of latents [B, V, C, T, h, w], in the dtype of the weights."""
         num_scenes, num_views, _, latent_frames, height, width = latent_shape
-        tokens = self.enc_norm(tokens.to(self.enc_norm.weight.dtype))
         rows, columns = height // self.config.patch_size, width // self.config.patch_size
         tokens = tokens.reshape(num_scenes * num_views, latent_frames, rows, columns, self.config.width)
-        return self.deconv(tokens).reshape(num_scenes, -1, NUM_RAW_CHANNELS)
+        return self.deconv(self.normed(tokens)).reshape(num_scenes, -1, NUM_RAW_CHANNELS)
+
+    def normed(self, tokens: Float[Tensor, "*batch E"]) -> Float[Tensor, "*batch E"]:
+        """Tokens of the trunk as the head takes them, in the dtype of the weights."""
+        return self.enc_norm(tokens.to(self.enc_norm.weight.dtype))
 
     def _whiten(self, name: str, inputs: Float[Tensor, "B V C T h w"]) -> Float[Tensor, "B V C T h w"]:
         mean, std = self.get_buffer(f"{name}_mean"), self.get_buffer(f"{name}_std")

@@ -147,6 +147,9 @@ class TransformerBlock(nn.Module):
         return tokens + self.mlp(self.norm2(tokens))
 
 
+ALL_CHANNELS = slice(None)
+
+
 class GaussianDeconvolution(nn.ConvTranspose3d):
     """Tokens back to frames and cells: a transposed convolution with the values of its parent class.
 
@@ -163,16 +166,30 @@ class GaussianDeconvolution(nn.ConvTranspose3d):
         self, tokens: Float[Tensor, "M T rows columns E"]
     ) -> Float[Tensor, "M L H W 12"]:
         """Raw channels of every frame and cell."""
-        stride = self.stride[0]
-        # [E, 12, taps, k, k] -> [E, taps k k 12]: channels last, as the head reads them.
-        weight = self.weight.permute(0, 2, 3, 4, 1).flatten(1)
-        patches = (tokens @ weight).unflatten(-1, (*self.kernel_size, NUM_RAW_CHANNELS))
-        patches = patches.permute(0, 1, 4, 2, 5, 3, 6, 7)  # [M, T, taps, rows, k, columns, k, 12]
+        return self.frames(self.patches(tokens))
+
+    def patches(
+        self, tokens: Float[Tensor, "*batch rows columns E"], channels: slice = ALL_CHANNELS
+    ) -> Float[Tensor, "*batch rows columns taps k k chosen"]:
+        """What each token alone adds to its frames and cells, without the bias, in the chosen channels."""
+        # [E, 12, taps, k, k] -> [E, taps k k chosen]: channels last, as the head reads them.
+        weight = self.weight[:, channels].permute(0, 2, 3, 4, 1)
+        return (tokens @ weight.flatten(1)).unflatten(-1, weight.shape[1:])
+
+    def frames(
+        self, patches: Float[Tensor, "M T rows columns taps k k chosen"], channels: slice = ALL_CHANNELS
+    ) -> Float[Tensor, "M L H W chosen"]:
+        """The chosen raw channels of every frame and cell from the patches of whole videos."""
+        num_frames = self.stride[0] * (patches.shape[1] - 1) + 1
+        patches = patches.permute(0, 1, 4, 2, 5, 3, 6, 7)  # [M, T, taps, rows, k, columns, k, chosen]
         # The last tap of a token falls on the first frame of the next one.
         carried = functional.pad(patches[:, :-1, -1:], (0,) * 12 + (1, 0))
         frames = torch.cat([patches[:, :, :1] + carried, patches[:, :, 1:-1]], 2)
         frames = frames.flatten(1, 2).flatten(2, 3).flatten(3, 4)
-        num_frames = stride * (tokens.shape[1] - 1) + 1
-        first = stride // 2  # the padding
         assert self.bias is not None
-        return frames[:, first : first + num_frames] + self.bias
+        return frames[:, self.num_cropped : self.num_cropped + num_frames] + self.bias[channels]
+
+    @property
+    def num_cropped(self) -> int:
+        """Frames that the padding takes away in front of the first one."""
+        return self.stride[0] // 2

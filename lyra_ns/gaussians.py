@@ -113,14 +113,18 @@ class GaussianHeadConfig:
 
 def gaussians_from_raw(raw: Float[Tensor, "B G 12"], rays: RayGrid, config: GaussianHeadConfig) -> Gaussians:
     """Gaussians from the decoder's raw channels, each on the ray of its cell; `rays` in [B, V, L, h, w]."""
+    return gaussians_on_cells(raw, rays.flatten_cells(), config)
+
+
+def gaussians_on_cells(raw: Float[Tensor, "B G 12"], cells: RayGrid, config: GaussianHeadConfig) -> Gaussians:
+    """Gaussians from raw channels, one for each ray of `cells` [B, 1, G], which need not fill a grid."""
     distance, rgb, scale, rotation, opacity = raw.split([1, 3, 3, 4, 1], -1)
-    cells = rays.flatten_cells()
     along_ray = activate_distance(distance, config)
     return Gaussians(
         means=cells.origins[:, 0] + cells.directions[:, 0] * along_ray,
         quats=activate_rotation(rotation, config),
         scales=activate_scale(scale, along_ray * cells.cell_size[:, 0, :, None], config),
-        opacities=torch.sigmoid(opacity[..., 0] + config.opacity_shift),
+        opacities=activate_opacity(opacity[..., 0], config),
         rgb=0.5 * torch.tanh(rgb) + 0.5,
     )
 
@@ -131,6 +135,11 @@ def activate_distance(raw: Float[Tensor, "*any"], config: GaussianHeadConfig) ->
     if config.distance_law == "linear":
         return config.near * (1 - weight) + config.far * weight
     return torch.exp(math.log(config.near) * (1 - weight) + math.log(config.far) * weight)
+
+
+def activate_opacity(raw: Float[Tensor, "*any"], config: GaussianHeadConfig) -> Float[Tensor, "*any"]:
+    """Opacity between 0 and 1."""
+    return torch.sigmoid(raw + config.opacity_shift)
 
 
 def activate_scale(
@@ -152,6 +161,8 @@ def activate_rotation(raw: Float[Tensor, "*any 4"], config: GaussianHeadConfig) 
 
 def num_kept(num: int, prune_ratio: float) -> int:
     """How many of `num` Gaussians stay: rounded down in float64 as the official code does (spec 1.7)."""
+    if not 0.0 <= prune_ratio < 1.0:
+        raise ValueError(f"prune ratio must be in [0, 1), found {prune_ratio}: 0.8 keeps one in five")
     return int(num * (1.0 - prune_ratio))
 
 
@@ -160,13 +171,41 @@ def prune(gaussians: Gaussians, prune_ratio: float) -> Gaussians:
 
     Equal opacities are decided by position, so that every device keeps the same set.
     """
-    if not 0.0 <= prune_ratio < 1.0:
-        raise ValueError(f"prune ratio must be in [0, 1), found {prune_ratio}: 0.8 keeps one in five")
     kept = num_kept(gaussians.num, prune_ratio)
-    if prune_ratio == 0.0 or kept == gaussians.num:
+    if kept == gaussians.num:
         return gaussians
-    order = gaussians.opacities.detach().argsort(dim=-1, descending=True, stable=True)
-    return gaussians.select(order[..., :kept])
+    return gaussians.select(most_opaque(gaussians.opacities, kept))
+
+
+def most_opaque(opacities: Float[Tensor, "*batch G"], num: int) -> Int[Tensor, "*batch K"]:
+    """Positions of the `num` largest opacities, most opaque first and equal ones by position.
+
+    The first `num` entries of a stable descending argsort, without sorting what is left out.
+    """
+    positions = most_opaque_in_place(opacities, num)
+    order = opacities.detach().gather(-1, positions).argsort(dim=-1, descending=True, stable=True)
+    return positions.gather(-1, order)
+
+
+def most_opaque_in_place(opacities: Float[Tensor, "*batch G"], num: int) -> Int[Tensor, "*batch K"]:
+    """The positions of `most_opaque` in ascending order; a GPU is not waited for."""
+    total = opacities.shape[-1]
+    if num == 0:
+        return opacities.new_zeros(*opacities.shape[:-1], 0, dtype=torch.int64)
+    # An argsort holds NaN to be the largest number, and so must the comparisons below.
+    keys = opacities.detach().nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
+    if keys.is_cuda:  # Each of the two is slow on the other device.
+        least = keys.topk(num, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+    else:
+        least = keys.kthvalue(total - num + 1, dim=-1, keepdim=True).values
+    above, tied = keys > least, keys == least
+    num_tied = num - above.sum(-1, keepdim=True)
+    kept = above | (tied & (tied.cumsum(-1, dtype=torch.int32) <= num_tied))
+    if not keys.is_cuda:
+        return kept.nonzero()[:, -1].view(*opacities.shape[:-1], num)
+    counts = torch.arange(1, num + 1, device=keys.device, dtype=torch.int32)
+    counts = counts.expand(*opacities.shape[:-1], num).contiguous()
+    return torch.searchsorted(kept.cumsum(-1, dtype=torch.int32), counts)
 
 
 def quaternion_from_matrix(rotation: Float[Tensor, "3 3"]) -> Float[Tensor, "4"]:
