@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import logging
 import warnings
-from functools import partial
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
+from lyra_ns.device_memory import free_bytes
 from lyra_ns.lpips_trunks import fetch_lpips_trunk, find_lpips_trunk
 
 __all__ = ["PerceptualDistance", "fetch_lpips_trunk", "load_lpips"]
 
 LPIPS_EPSILON = 1e-10
 """Added to a feature's length before dividing by it, as in the `lpips` package."""
-PIXELS_AT_ONCE = 2**25
-"""Pixels that go through the trunk at once unless told otherwise: 37 images of 704 x 1280."""
+PIXELS_AT_ONCE = 2**22
+"""Pixels that go through the trunk at once unless told otherwise: 4 images of 704 x 1280 fill a GPU."""
+BYTES_PER_PIXEL = {"vgg": 3500, "alex": 600}
+"""What the trunk and the comparison of its features need at most for each pixel, gradient included."""
+SHARE_OF_FREE_MEMORY = 0.5
+"""Part of a card's free memory that one part of the images may take."""
 SMALLEST_SIDE = 32
 """Images smaller than this vanish inside the trunks."""
 
@@ -45,7 +50,8 @@ class PerceptualDistance:
     ) -> None:
         """Wrap an `lpips.LPIPS` network; `compute_dtype` (bfloat16) puts its trunk under autocast.
 
-        More than `images_at_once` images (None: than PIXELS_AT_ONCE pixels) go in parts.
+        More than `images_at_once` images go in parts; None: as many as make PIXELS_AT_ONCE pixels and fit the
+        free memory of the card.
         """
         self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.name = name
@@ -70,7 +76,11 @@ class PerceptualDistance:
     def forward(
         self, predicted: Float[Tensor, "N 3 H W"], target: Float[Tensor, "N 3 H W"]
     ) -> Float[Tensor, " N"]:
-        """As calling the object. What does not fit at once goes in parts, each recomputed backward."""
+        """As calling the object. What does not fit at once goes in parts, none of them computed twice.
+
+        Each image's distance depends on that image alone, so its gradient is computed along with it and kept
+        in place of the activations. There is no second derivative.
+        """
         if min(predicted.shape[-2:]) < SMALLEST_SIDE:
             raise ValueError(
                 f"LPIPS needs images of at least {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels, "
@@ -78,14 +88,23 @@ class PerceptualDistance:
             )
         if next(self.network.parameters()).device != predicted.device:
             self.to(predicted.device)
-        height, width = predicted.shape[-2:]
-        at_once = self.images_at_once or max(1, PIXELS_AT_ONCE // (height * width))
-        if len(predicted) <= at_once:
-            return self._distance(predicted, target)
+        at_once = self.images_at_once or self._images_that_fit(predicted)
+        if predicted.requires_grad and torch.is_grad_enabled():
+            return _DistanceWithGradient.apply(predicted, target, self._distance, at_once)
         parts = zip(predicted.split(at_once), target.split(at_once), strict=True)
-        # No random numbers inside: saving their state would only wait for the device.
-        recomputed = partial(checkpoint, self._distance, use_reentrant=False, preserve_rng_state=False)
-        return torch.cat([recomputed(*part) for part in parts])
+        return torch.cat([self._distance(*part) for part in parts])
+
+    def _images_that_fit(self, images: Tensor) -> int:
+        num_pixels = images.shape[-2] * images.shape[-1]
+        pixels_at_once, free = PIXELS_AT_ONCE, free_bytes(images.device)
+        if free is not None:
+            pixels_at_once = min(pixels_at_once, int(SHARE_OF_FREE_MEMORY * free) // self._bytes_per_pixel)
+        return max(1, pixels_at_once // num_pixels)
+
+    @property
+    def _bytes_per_pixel(self) -> int:
+        kind = "alex" if getattr(self.network, "pnet_type", "vgg") == "alex" else "vgg"
+        return BYTES_PER_PIXEL[kind] * (1 if self.compute_dtype == torch.bfloat16 else 2)
 
     def _distance(self, predicted: Tensor, target: Tensor) -> Tensor:
         with torch.no_grad():
@@ -105,6 +124,35 @@ class PerceptualDistance:
         dtype = self.compute_dtype
         with torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None):
             return [feature.float() for feature in trunk(scaled)]
+
+
+class _DistanceWithGradient(torch.autograd.Function):
+    """Distances of images, part by part, with the gradient of each part computed before the next begins."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        predicted: Tensor,
+        target: Tensor,
+        distance: Callable[[Tensor, Tensor], Tensor],
+        at_once: int,
+    ) -> Tensor:
+        gradient, distances = torch.empty_like(predicted), []
+        for start in range(0, len(predicted), at_once):
+            here = slice(start, start + at_once)
+            leaf = predicted[here].detach().requires_grad_()
+            with torch.enable_grad():
+                part = distance(leaf, target[here])
+                (gradient[here],) = torch.autograd.grad(part.sum(), leaf)
+            distances.append(part.detach())
+        ctx.save_for_backward(gradient)
+        return torch.cat(distances)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * weight[:, None, None, None].to(gradient.dtype), None, None, None
 
 
 def _unit_length(feature: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from skimage import data as photographs
 
 from lyra_ns import lpips_trunks
+from lyra_ns.device_memory import GIB
 from lyra_ns.lpips_trunks import TRUNKS, fetch_lpips_trunk, find_lpips_trunk, trunk_cache_path
 from lyra_ns.perceptual import PerceptualDistance, load_lpips
 
@@ -96,15 +97,40 @@ def test_distance_grows_with_blur(perceptual, photos):
 
 
 def test_parts_give_the_same_value_and_gradient(perceptual, photos):
+    """As autograd through the whole of it, under other weights for every image."""
     whole = blurred(photos, 1.0).requires_grad_()
     in_parts = whole.detach().clone().requires_grad_()
-    expected = perceptual(whole, photos)
+    weights = torch.linspace(0.5, 2.0, len(photos))
+    expected = perceptual._distance(whole, photos)
     found = PerceptualDistance(perceptual.network, "", images_at_once=2)(in_parts, photos)
-    expected.sum().backward()
-    found.sum().backward()
+    (expected * weights).sum().backward()
+    (found * weights).sum().backward()
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(in_parts.grad, whole.grad)
     assert whole.grad.abs().max() > 0
+
+
+def test_every_image_passes_the_trunk_once_and_its_target_without_gradient(perceptual, photos):
+    """Nothing is recomputed in the backward pass."""
+    images, passes = blurred(photos, 1.0).requires_grad_(), []
+    hook = perceptual.network.net.register_forward_pre_hook(
+        lambda module, inputs: passes.append((len(inputs[0]), inputs[0].requires_grad))
+    )
+    PerceptualDistance(perceptual.network, "", images_at_once=3)(images, photos).sum().backward()
+    hook.remove()
+    assert sum(num for num, with_gradient in passes if with_gradient) == len(photos)
+    assert sum(num for num, with_gradient in passes if not with_gradient) == len(photos)
+    assert max(num for num, _ in passes) == 3
+
+
+def test_images_at_once_follow_the_free_memory(perceptual, monkeypatch):
+    """Never more than fill a card, fewer where little is free, one at least; main memory is not asked."""
+    images = torch.zeros(1, 3, 704, 1280)
+    assert perceptual._images_that_fit(images) == 4
+    for free, expected in ((80 * GIB, 4), (4 * GIB, 1), (0, 1)):
+        monkeypatch.setattr("lyra_ns.perceptual.free_bytes", lambda device, free=free: free)
+        assert perceptual._images_that_fit(images) == expected
+        assert perceptual._images_that_fit(images[..., :64, :64]) >= expected
 
 
 def test_bfloat16_trunk_stays_close(perceptual, photos):
