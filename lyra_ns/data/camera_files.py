@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import io
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lyra_ns.data.files import Source
+
 ROTATION_TOLERANCE = 1e-3
 """How far R Rᵀ may be from the identity; float32 poses of the official set stay well below."""
 
 
-def read_indexed(path: Path, what: str, num_frames: int | None) -> np.ndarray:
+def read_indexed(path: Source, what: str, num_frames: int | None) -> np.ndarray:
     """The rows of frames 0 .. num_frames-1 (None: all) of an npz with `data` and ascending `inds`.
 
     FileNotFoundError when missing; ValueError when damaged or when a frame is not among `inds`.
@@ -23,7 +24,7 @@ def read_indexed(path: Path, what: str, num_frames: int | None) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"{what} {path} does not exist: write it, or leave the clip out")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             data, ids = archive["data"], archive["inds"]
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
@@ -44,7 +45,7 @@ def read_indexed(path: Path, what: str, num_frames: int | None) -> np.ndarray:
     return data[np.searchsorted(ids, wanted)]
 
 
-def read_poses(path: Path, num_frames: int | None) -> Float[Tensor, "L 4 4"]:
+def read_poses(path: Source, num_frames: int | None) -> Float[Tensor, "L 4 4"]:
     """OpenCV camera-to-world poses; ValueError unless they are finite, with orthonormal rotations."""
     poses = _float_tensor(read_indexed(path, "pose", num_frames), (4, 4), f"pose {path}")
     rotation = poses[:, :3, :3].double()
@@ -63,7 +64,7 @@ def read_poses(path: Path, num_frames: int | None) -> Float[Tensor, "L 4 4"]:
     return poses
 
 
-def read_intrinsics(path: Path, num_frames: int | None) -> Float[Tensor, "L 4"]:
+def read_intrinsics(path: Source, num_frames: int | None) -> Float[Tensor, "L 4"]:
     """fx, fy, cx, cy in pixels; ValueError unless they are finite with positive focal lengths."""
     intrinsics = _float_tensor(read_indexed(path, "intrinsics", num_frames), (4,), f"intrinsics {path}")
     if not (intrinsics[:, :2] > 0).all():

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lyra_ns.cameras import CameraPath
 from lyra_ns.codec.interface import VideoLatentSpec
+from lyra_ns.data.files import Source
 from lyra_ns.data.loaded import check_image_size, check_latent_size
 from lyra_ns.data.store import SUFFIXES, LyraClip, LyraStore, list_clips
 from lyra_ns.data.types import NOVEL_FIRST_ID
@@ -39,7 +40,7 @@ class ClipProblem:
 class DatasetReport:
     """What `check_dataset` found."""
 
-    root: Path
+    root: Source
     """The dataset."""
     num_scenes: int
     """Scenes looked at."""
@@ -183,13 +184,13 @@ def _listing_problems(store: LyraStore) -> list[ClipProblem]:
             fault = "is listed but has no pose file" if trajectory in listed else "is not listed"
             message = f"the clip {fault} in the manifest: write the manifest or the clip again"
             problems.append(ClipProblem(name, trajectory, "listing", message))
-    for folder in sorted(store.trajectory_root.iterdir()):
+    for folder in sorted(store.trajectory_root.iterdir(), key=lambda folder: folder.name):
         if folder.name.isdecimal() and folder.is_dir():
             problems += _orphans(folder, {name for name, ids in on_disk.items() if int(folder.name) in ids})
     return problems
 
 
-def _orphans(folder: Path, names: set[str]) -> list[ClipProblem]:
+def _orphans(folder: Source, names: set[str]) -> list[ClipProblem]:
     problems = []
     for kind, suffixes in SUFFIXES.items():
         stems = {path.stem for suffix in suffixes for path in (folder / kind).glob(f"*{suffix}")}

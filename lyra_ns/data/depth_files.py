@@ -7,7 +7,6 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lyra_ns.data.exr import read_exr, write_exr
+from lyra_ns.data.files import Source
 
 FIXED_DATE = (1980, 1, 1, 0, 0, 0)
 """Date of every member, so that equal depth gives equal bytes."""
@@ -22,7 +22,7 @@ HALF_MAX = 65504.0
 """Largest half-precision number; depth beyond it is written as unknown."""
 
 
-def read_depth(path: Path, frames: Sequence[int] | None = None) -> Float[Tensor, "L H W"]:
+def read_depth(path: Source, frames: Sequence[int] | None = None) -> Float[Tensor, "L H W"]:
     """z-depth of all frames, or of the given ones, float32; 0 where it is not positive or not finite."""
     with _opened(path) as archive:
         names = _frame_names(archive)
@@ -39,7 +39,7 @@ def read_depth(path: Path, frames: Sequence[int] | None = None) -> Float[Tensor,
     return torch.where(depth.isfinite() & (depth > 0), depth, 0.0)
 
 
-def num_depth_frames(path: Path) -> int:
+def num_depth_frames(path: Source) -> int:
     """How many depth images a file holds."""
     with _opened(path) as archive:
         return len(_frame_names(archive))
@@ -57,12 +57,12 @@ def depth_bytes(depth: Float[Tensor, "L H W"]) -> bytes:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+def _opened(path: Source) -> Iterator[zipfile.ZipFile]:
     """An open archive; what is wrong with it becomes one sentence."""
     if not path.is_file():
         raise FileNotFoundError(f"depth {path} does not exist: write it, or train without the depth loss")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             yield archive
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, _ImageError) as error:
         raise ValueError(

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from lyra_ns.data.files import write_whole
+from lyra_ns.data.files import Source, write_whole
 
 LatentFormat = Literal["pkl", "safetensors"]
 SAFETENSORS_KEY = "z"
@@ -68,7 +68,7 @@ _TENSORS_ONLY = SimpleNamespace(
 """Stands in for the pickle module inside torch.load."""
 
 
-def read_latents(path: Path) -> Float[Tensor, "C T h w"]:
+def read_latents(path: Source) -> Float[Tensor, "C T h w"]:
     """Latents in diffusion space as float32, a leading axis of size 1 removed.
 
     FileNotFoundError when missing; ValueError when damaged, of another shape, not finite, or when a pickle
@@ -127,7 +127,7 @@ def _read_pickle(content: bytes) -> Any:
     return torch.load(buffer, map_location="cpu", pickle_module=_TENSORS_ONLY, weights_only=False)
 
 
-def _damaged(path: Path, error: Exception) -> ValueError:
+def _damaged(path: Source, error: Exception) -> ValueError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return ValueError(
         f"latent {path} must be a file of torch.save or safetensors, found one that is cut short or of "
@@ -135,7 +135,7 @@ def _damaged(path: Path, error: Exception) -> ValueError:
     )
 
 
-def _checked(values: Any, path: Path) -> Tensor:
+def _checked(values: Any, path: Source) -> Tensor:
     if isinstance(values, np.ndarray) and values.dtype.kind == "f":
         values = torch.from_numpy(np.ascontiguousarray(values))
     if not isinstance(values, Tensor) or not values.is_floating_point():

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import lyra_ns
-from lyra_ns.data.files import write_whole
+from lyra_ns.data.files import Source, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def write_manifest(root: Path, manifest: Manifest) -> Path:
     return path
 
 
-def read_manifest(root: Path) -> Manifest | None:
+def read_manifest(root: Source) -> Manifest | None:
     """The manifest of a dataset that we wrote; None if there is none or another program's.
 
     ValueError when it is ours but damaged.
@@ -75,7 +75,7 @@ def read_manifest(root: Path) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             logger.info("%s was not written by lyra_ns: listing the folders instead", path)
             return None

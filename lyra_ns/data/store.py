@@ -3,6 +3,8 @@
     ROOT[/static|/dynamic]/{0..5}/{rgb,pose,intrinsics,latent,depth}/CLIP.*
     ROOT/novel/{0,1}/...                    held-out camera paths with true frames, no latents
 
+The same in plain tars, a folder of them or one, is read in place (`lyra_ns.data.archives`).
+
 A scene is the set of clips of one name. A clip exists when its pose file does; writers write that last.
 """
 
@@ -20,9 +22,12 @@ from torch import Tensor
 
 from lyra_ns.cameras import CameraPath
 from lyra_ns.codec.interface import VideoLatentSpec
+from lyra_ns.data.archives import find_tars, tar_tree
 from lyra_ns.data.camera_files import read_intrinsics, read_poses
 from lyra_ns.data.depth_files import num_depth_frames, read_depth
+from lyra_ns.data.files import Source
 from lyra_ns.data.latent_files import read_latents
+from lyra_ns.data.layout import FAMILIES, NOVEL_FOLDER
 from lyra_ns.data.manifest import FILE_NAME as MANIFEST_NAME
 from lyra_ns.data.manifest import Manifest, read_manifest, write_manifest
 from lyra_ns.data.pose_order import FIRST_FLIPPED_ID, FlippedPoseOrder, poses_are_reversed
@@ -35,8 +40,6 @@ __all__ = ["LyraClip", "LyraStore", "Manifest", "list_clips", "write_clip", "wri
 
 logger = logging.getLogger(__name__)
 
-FAMILIES = ("static", "dynamic")
-NOVEL_FOLDER = "novel"
 SUFFIXES = {
     "pose": (".npz",),
     "intrinsics": (".npz",),
@@ -55,14 +58,14 @@ class LyraClip:
     """Name of the scene."""
     trajectory: int
     """Numeric id of the trajectory."""
-    folder: Path
-    """Folder of the trajectory, which holds pose/, rgb/ and the rest."""
+    folder: Source
+    """Folder of the trajectory, on disk or in tars, which holds pose/, rgb/ and the rest."""
     reverse_poses: bool = False
     """Whether the stored poses run backwards in time and are turned round when read."""
     spec: VideoLatentSpec = VideoLatentSpec("unknown")  # noqa: RUF009  frozen
     """How the latents relate to the video."""
 
-    def path(self, kind: str) -> Path:
+    def path(self, kind: str) -> Source:
         """The file of one kind: the one that exists, or the one that should."""
         if kind not in SUFFIXES:
             raise ValueError(f"a clip has {', '.join(SUFFIXES)}, not {kind!r}")
@@ -114,19 +117,21 @@ class LyraClip:
 class LyraStore:
     """The scenes of a dataset in the official layout.
 
-    `root` holds the numbered folders, or `static` or `dynamic` with them. FileNotFoundError if it does not,
-    or if it holds no clip. `flipped_pose_order` says how the poses of views 6 to 11 of dynamic scenes are
-    stored; `auto` looks at each scene.
+    `root` holds the numbered folders, or `static` or `dynamic` with them, or tars of those, or is one tar;
+    tars are read in place. FileNotFoundError if it does not, or if it holds no clip. `flipped_pose_order`
+    says how the poses of views 6 to 11 of dynamic scenes are stored; `auto` looks at each scene.
     """
 
     def __init__(self, root: Path | str, flipped_pose_order: FlippedPoseOrder = "auto") -> None:
         self.root = Path(root).expanduser()
         self.flipped_pose_order = flipped_pose_order
         self.trajectory_root = _trajectory_root(self.root)
+        """Holds the numbered folders, on disk or in tars."""
         is_family = self.trajectory_root.name in FAMILIES
-        self.home = self.trajectory_root.parent if is_family else self.trajectory_root
-        """Where manifest.json, splits.json and novel/ lie."""
-        self.manifest = read_manifest(self.home)
+        self._top = self.trajectory_root.parent if is_family else self.trajectory_root
+        self.home = self._top if isinstance(self._top, Path) else tar_tree(self.root).home
+        """Folder on disk where splits.json lies, and manifest.json unless that is in a tar."""
+        self.manifest = read_manifest(self.home) or read_manifest(self._top)
         self.spec = (
             VideoLatentSpec(self.manifest.codec, digest=self.manifest.codec_digest)
             if self.manifest
@@ -167,13 +172,13 @@ class LyraStore:
     def novel_clips(self, name: str) -> dict[int, LyraClip]:
         """Held-out camera paths of a scene with their true frames, by number; empty if there are none."""
         return {
-            number: LyraClip(name, number, self.home / NOVEL_FOLDER / str(number), spec=self.spec)
+            number: LyraClip(name, number, self._top / NOVEL_FOLDER / str(number), spec=self.spec)
             for number in self._novel_listing.get(name, [])
         }
 
     @cached_property
     def _novel_listing(self) -> dict[str, list[int]]:
-        folder = self.home / NOVEL_FOLDER
+        folder = self._top / NOVEL_FOLDER
         if self.manifest is not None:
             return self.manifest.novel
         return list_clips(folder) if folder.is_dir() else {}
@@ -205,14 +210,14 @@ class LyraStore:
         return bool(verdict)
 
 
-def list_clips(folder: Path) -> dict[str, list[int]]:
+def list_clips(folder: Source) -> dict[str, list[int]]:
     """Trajectory ids of each scene under the numbered folders of `folder`, in numeric order.
 
     Anything else there is ignored and named once in the log.
     """
     found: dict[str, list[int]] = {}
     strays = []
-    for entry in sorted(folder.iterdir()):
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
         if entry.name.isdecimal() and entry.is_dir():
             for path in (entry / "pose").glob("*.npz"):
                 if not path.name.startswith("."):
@@ -224,25 +229,35 @@ def list_clips(folder: Path) -> dict[str, list[int]]:
     return {name: sorted(found[name]) for name in sorted(found)}
 
 
-def _trajectory_root(root: Path) -> Path:
-    if not root.is_dir():
+def _trajectory_root(root: Path) -> Source:
+    """The folder with the numbered ones: on disk if there is one, else in the tars below `root`."""
+    if not root.exists():
         raise FileNotFoundError(
             f"data folder {root} does not exist: give the folder that holds 0/ 1/ 2/ ..., or make one with "
             "`ns-lyra sample-data`"
         )
-    candidates = [
-        folder for folder in (root, *(root / family for family in FAMILIES)) if _has_numbered(folder)
-    ]
-    if len(candidates) == 1 or root in candidates:
-        return candidates[0]
-    if candidates:
+    candidates = _numbered(root)
+    if not candidates and find_tars(root):
+        candidates = _numbered(tar_tree(root).top)
+    if not candidates:
+        found = (
+            sorted(entry.name for entry in root.iterdir())[:8] if root.is_dir() else "a file that is no tar"
+        )
+        raise FileNotFoundError(
+            f"{root} holds no numbered trajectory folders (0/ 1/ ... or static/0/ ...) and no tars of them, "
+            f"found {found}: give the dataset's folder, or make one with `ns-lyra sample-data`"
+        )
+    if len(candidates) > 1:
         raise ValueError(f"{root} holds both static and dynamic scenes: give {root}/static or {root}/dynamic")
-    raise FileNotFoundError(
-        f"{root} holds no numbered trajectory folders (0/ 1/ ... or static/0/ ...), found "
-        f"{sorted(entry.name for entry in root.iterdir())[:8]}: give the dataset's folder, or make one with "
-        "`ns-lyra sample-data`"
-    )
+    return candidates[0]
 
 
-def _has_numbered(folder: Path) -> bool:
+def _numbered(root: Source) -> list[Source]:
+    """Those of `root`, its static and its dynamic that hold numbered folders; `root` alone if it does."""
+    if _has_numbered(root):
+        return [root]
+    return [folder for folder in (root / family for family in FAMILIES) if _has_numbered(folder)]
+
+
+def _has_numbered(folder: Source) -> bool:
     return folder.is_dir() and any(entry.name.isdecimal() and entry.is_dir() for entry in folder.iterdir())

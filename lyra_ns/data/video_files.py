@@ -15,6 +15,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from lyra_ns.data.files import Source
+
 FRAMES_PER_SECOND = 24
 QUALITY = "12"
 """x264's constant rate factor; small numbers are close to lossless."""
@@ -32,14 +34,14 @@ class VideoSize:
     """Width in pixels."""
 
 
-def video_size(path: Path) -> VideoSize:
+def video_size(path: Source) -> VideoSize:
     """Frame count and size of a video, from its header where that says so."""
     with _opened(path) as (container, stream):
         num_frames = stream.frames or sum(1 for _ in container.decode(stream))
         return VideoSize(num_frames, stream.codec_context.height, stream.codec_context.width)
 
 
-def read_video(path: Path, frames: Sequence[int] | None = None) -> UInt8[Tensor, "L 3 H W"]:
+def read_video(path: Source, frames: Sequence[int] | None = None) -> UInt8[Tensor, "L 3 H W"]:
     """Frames of a video, all of them or those at the given ascending positions."""
     wanted = None if frames is None else set(frames)
     images = []
@@ -71,14 +73,24 @@ def video_bytes(rgb: UInt8[Tensor, "L 3 H W"]) -> bytes:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+def _opened(path: Source) -> Iterator[tuple[Any, Any]]:
     """An open container and its video stream; what is wrong with the file becomes one sentence."""
     if not path.is_file():
         raise FileNotFoundError(f"video {path} does not exist: write it, or leave the clip out")
     try:
-        with av.open(str(path)) as container:
+        with _file(path) as file, av.open(file) as container:
             if not container.streams.video:
                 raise ValueError(f"video {path} must hold a video stream, found none: write it again")
             yield container, container.streams.video[0]
     except av.FFmpegError as error:
         raise ValueError(f"video {path} must be readable, found damage ({error}): write it again") from error
+
+
+@contextmanager
+def _file(path: Source) -> Iterator[str | io.BufferedReader]:
+    """What PyAV opens: a name, which it reads fastest, or an open file where there is no name."""
+    if isinstance(path, Path):
+        yield str(path)
+    else:
+        with path.open("rb") as file:
+            yield file
