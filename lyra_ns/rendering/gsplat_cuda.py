@@ -43,9 +43,7 @@ def rasterize(
     Z-depth travels as a fourth colour of our own: 3DGUT's own depths have no gradient.
     """
     gaussians = _without_undrawable(gaussians)
-    z_axis, z_offset = world_to_camera[:, :, None, 2, :3], world_to_camera[:, :, None, 2, 3]
-    # Not a matrix product, which TF32 would round.
-    depth = (gaussians.means[:, None] * z_axis).sum(-1) + z_offset
+    depth = _depth(gaussians.means, world_to_camera)
     depth = depth if settings.depth_gradient else depth.detach()
     rgb = gaussians.rgb[:, None].expand(-1, depth.shape[1], -1, -1)
     colours = torch.cat([rgb, depth[..., None]], -1)
@@ -61,6 +59,21 @@ def rasterize(
         parts = [_call_gsplat(scene, size, settings, response) for scene in zip(*scenes, strict=True)]
         image, alpha = (torch.stack(part) for part in zip(*parts, strict=True))
     return image, 1 - alpha[..., 0]
+
+
+def _depth(
+    means: Float[Tensor, "B G 3"], world_to_camera: Float[Tensor, "B M 4 4"]
+) -> Float[Tensor, "B M G"]:
+    """z-depth of every Gaussian in every view.
+
+    No matrix product, which TF32 would round, and one axis at a time, since the products of all three would
+    take three times the memory of the result.
+    """
+    row = world_to_camera[:, :, 2, :, None]  # [B, M, 4, 1]
+    x, y, z = means[:, None].unbind(-1)
+    return torch.addcmul(
+        torch.addcmul(torch.addcmul(row[:, :, 3], x, row[:, :, 0]), y, row[:, :, 1]), z, row[:, :, 2]
+    )
 
 
 def _without_undrawable(gaussians: Gaussians) -> Gaussians:

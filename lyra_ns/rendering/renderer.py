@@ -6,7 +6,8 @@ import functools
 import importlib.metadata
 import importlib.util
 import logging
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -14,9 +15,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lyra_ns.cameras import CameraPath, invert_rigid
+from lyra_ns.device_memory import free_bytes
 from lyra_ns.gaussians import Gaussians
 from lyra_ns.rendering import cpu, gsplat_cuda, plain
 from lyra_ns.rendering.compiler import CompilerMissing, load_kernel
+from lyra_ns.rendering.plan import RenderSize, plan_render
 from lyra_ns.rendering.projection import View, project
 from lyra_ns.rendering.types import Rendered, RenderSettings, Response
 
@@ -148,24 +151,20 @@ def _as_batch(gaussians: Gaussians, cameras: CameraPath) -> tuple[Gaussians, Cam
 def _rasterize_in_chunks(
     scenes: Gaussians, cameras: CameraPath, settings: RenderSettings, renderer: Renderer
 ) -> tuple[Float[Tensor, "B M H W 4"], Float[Tensor, "B M H W"]]:
-    """All views, `views_at_once` at a time; a chunk is drawn again in backward instead of being kept."""
+    """All views, in the groups of the render plan; those that it says are drawn again in backward."""
     num_views = cameras.shape[1]
-    step = settings.views_at_once or num_views
-    if step >= num_views:
-        return _rasterize(scenes, cameras, settings, renderer)
-    chunks = [
-        checkpoint(
-            _rasterize,
-            scenes,
-            cameras[:, start : start + step],
-            settings,
-            renderer,
-            use_reentrant=False,
-            preserve_rng_state=False,
-        )
-        for start in range(0, num_views, step)
-    ]
-    images, transmittances = zip(*chunks, strict=True)
+    needs_gradient = torch.is_grad_enabled() and any(field.requires_grad for field in vars(scenes).values())
+    num_pixels = len(scenes.means) * cameras.height * cameras.width
+    size = RenderSize(scenes.opacities.numel(), num_views, num_pixels)
+    plan = plan_render(settings, size, needs_gradient, free_bytes(scenes.means.device))
+    draw: Any = _rasterize
+    if plan.redraws:
+        draw = partial(checkpoint, _rasterize, use_reentrant=False, preserve_rng_state=False)
+    if plan.views_at_once >= num_views:
+        return draw(scenes, cameras, settings, renderer)
+    starts = range(0, num_views, plan.views_at_once)
+    groups = [cameras[:, start : start + plan.views_at_once] for start in starts]
+    images, transmittances = zip(*(draw(scenes, group, settings, renderer) for group in groups), strict=True)
     return torch.cat(images, 1), torch.cat(transmittances, 1)
 
 

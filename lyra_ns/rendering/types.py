@@ -35,9 +35,10 @@ class RenderSettings:
     """`ray3d` as the official renderer, `ewa` as ordinary viewers; `auto`: ray3d where the backend has it."""
     backend: Literal["auto", "gsplat", "cpu", "torch"] = "auto"
     """`auto`: gsplat on CUDA, the compiled CPU kernel elsewhere, plain torch where there is no compiler."""
-    views_at_once: int | None = None
-    """Views rendered together; each group is then rendered again in backward, and memory is that of one group
-    (lyra_decoder.md 6.3). None: all views, and nothing is rendered twice."""
+    views_at_once: int | Literal["auto"] | None = "auto"
+    """Views rendered together. A number: each group is then rendered again in backward, and memory is that of
+    one group (lyra_decoder.md 6.3). None: all views, and nothing is rendered twice. auto: as many as the free
+    memory of the card lets, rendered again only where the renders of all views cannot be kept."""
     depth_gradient: bool = True
     """Whether depth pulls Gaussians along the viewing axis. False as the official renderer, whose depth only
     changes blending weights."""
@@ -50,8 +51,8 @@ class RenderSettings:
         """Refuse what no backend can draw."""
         if not 0.0 < self.near < self.far:
             raise ValueError(f"near and far must satisfy 0 < near < far, found {self.near} and {self.far}")
-        if self.views_at_once is not None and self.views_at_once < 1:
-            raise ValueError(f"views_at_once must be None or at least 1, found {self.views_at_once}")
+        if isinstance(self.views_at_once, int) and self.views_at_once < 1:
+            raise ValueError(f"views_at_once must be auto, None or at least 1, found {self.views_at_once}")
 
 
 @dataclass(frozen=True)
