@@ -201,7 +201,7 @@ def test_targets_belong_to_their_cameras(loaded, codec):
 @pytest.mark.parametrize("config", [OFFICIAL, ACROSS, replace(ACROSS, warm_start=True)])
 def test_codecs_without_single_frames_give_the_same_batch(loaded, codec, config, monkeypatch):
     # Two clips at a time, so that chunks end inside a scene.
-    monkeypatch.setattr("lyra_ns.data.gathering.DECODED_NUMBERS_AT_ONCE", 2 * 3 * NUM_FRAMES * HEIGHT * WIDTH)
+    monkeypatch.setattr("lyra_ns.data.pending.DECODED_NUMBERS_AT_ONCE", 2 * 3 * NUM_FRAMES * HEIGHT * WIDTH)
     one = make_batch(loaded[:2], config, codec, batch_generator(0, 7), num_trajectories=3)
     other = make_batch(loaded[:2], config, WholeVideoCodec(codec), batch_generator(0, 7), num_trajectories=3)
     torch.testing.assert_close(one.target_rgb, other.target_rgb, atol=1e-5, rtol=0)
@@ -372,6 +372,94 @@ def test_loaded_scene_moves_all_but_its_cameras(loaded):
     assert isinstance(on_meta, LoadedScene)
     assert on_meta.device.type == on_meta.all_rgb.device.type == on_meta.all_depth.device.type == "meta"
     assert on_meta.camera_paths.camera_to_world.device.type == "cpu"
+
+
+ENCODED = SamplingConfig(
+    num_trajectories_max=2,
+    num_target_frames=4,
+    target_frames="rgb",
+    inputs="encoded",
+    image_size=(16, 32),
+    num_input_frames=9,
+    frame_gap_min=8,
+    frame_gap_max=12,
+)
+
+
+def test_encoded_inputs_are_the_codecs_latents_of_the_resized_frames(loaded, codec):
+    scenes, generator = loaded[:2], batch_generator(0, 4)
+    plans = draw_plans(scenes, ENCODED, generator, num_trajectories=2)
+    pending = gather(scenes, plans, ENCODED)
+    assert "latents" not in pending.ready
+    batch = pending.complete(codec)
+    assert batch.latents.shape == (2, 2, 16, 2, 2, 4)
+    assert batch.cameras.shape == (2, 2, 9)
+    assert batch.target_rgb.shape == (2, 8, 16, 32, 3)
+    assert batch.target_depth.shape == (2, 8, 16, 32)
+    for index, (scene, plan) in enumerate(zip(scenes, plans, strict=True)):
+        frames = plan.input_frames
+        assert all(frames[0] <= frame <= frames[-1] for _, frame in plan.targets)
+        reference = torch.linalg.inv(scene.cameras(plan.inputs[0]).camera_to_world[frames[0]])
+        for place, trajectory in enumerate(plan.inputs):
+            # The middle 24 of 32 rows become 16, so 48 columns become 32.
+            video = functional.interpolate(
+                scene.rgb(trajectory, range(NUM_FRAMES))[frames][..., 4:28, :].float(),
+                (16, 32),
+                mode="bilinear",
+                antialias=True,
+            )
+            raw = codec.encode((video.round() / 127.5 - 1).transpose(0, 1)[None])[0]
+            found = codec.from_diffusion(batch.latents[index, place])
+            torch.testing.assert_close(found, raw, atol=1e-4, rtol=1e-4)
+            poses = reference @ scene.cameras(trajectory).camera_to_world[frames]
+            torch.testing.assert_close(batch.cameras.camera_to_world[index, place], poses)
+        trajectory, frame = plan.targets[5]
+        depth = scene.depth(trajectory, [frame])[0].float()[4:28]
+        expected = functional.interpolate(depth[None, None], (16, 32), mode="nearest-exact")[0, 0]
+        assert torch.equal(batch.target_depth[index, 5], expected)
+    assert_equal_batches(batch, pending.to("cpu").complete(codec))
+
+
+def test_encoding_everything_gives_the_stored_latents_up_to_the_video_files(loaded, codec):
+    config = SamplingConfig(num_target_frames=3, target_frames="rgb")
+    stored = make_batch(loaded[:1], config, codec, batch_generator(0, 1))
+    encoded = make_batch(loaded[:1], replace(config, inputs="encoded"), codec, batch_generator(0, 1))
+    assert torch.equal(stored.target_rgb, encoded.target_rgb)
+    error = (stored.latents - encoded.latents).square().mean()
+    assert 0 < error < 0.01 * stored.latents.square().mean()
+
+
+def test_encoded_inputs_can_warm_start_too(store, loaded, codec):
+    config = replace(ENCODED, warm_start=True, cell_size=8, num_target_frames=2)
+    batch = make_batch(loaded[:1], config, codec, batch_generator(0, 2), num_trajectories=2)
+    assert batch.input_rgb.shape == (1, 2, 9, 2, 4, 3)
+    assert batch.input_depth.shape == (1, 2, 9, 2, 4)
+    from_disk = make_batch(
+        [StoredScene(store.scene("a"))], config, codec, batch_generator(0, 2), num_trajectories=2
+    )
+    torch.testing.assert_close(batch.input_depth, from_disk.input_depth, atol=2e-3, rtol=0)
+    half = {"target_depth": None, "input_depth": None}
+    assert_equal_batches(replace(batch, **half), replace(from_disk, **half))
+
+
+def test_clips_shorter_than_asked_for_are_mirrored(loaded, codec):
+    config = replace(ENCODED, num_input_frames=25, num_target_frames=17)
+    batch = make_batch(loaded[:1], config, codec, batch_generator(0, 0), num_trajectories=1)
+    assert batch.latents.shape == (1, 1, 16, 4, 2, 4)
+    assert sorted(frame for _, frame in batch.target_ids[0]) == list(range(17))
+    with pytest.raises(ValueError, match="at most the 17 frames of scene a, found 18"):
+        make_batch(loaded, replace(config, num_target_frames=18), codec, batch_generator(0, 0))
+
+
+def test_contradictions_are_refused(dynamic, codec):
+    with pytest.raises(ValueError, match=r"stored latents belong to whole clips .*set inputs to encoded"):
+        SamplingConfig(image_size=(16, 16))
+    with pytest.raises(ValueError, match=r"found target_frames latents: set target_frames to rgb"):
+        SamplingConfig(inputs="encoded")
+    with pytest.raises(ValueError, match="ascending from 1, found 9 and 8"):
+        SamplingConfig(frame_gap_min=9, frame_gap_max=8)
+    with pytest.raises(ValueError, match="its times run over whole clips, found num_input_frames 9"):
+        make_batch([dynamic], ENCODED, codec, batch_generator(0, 0))
 
 
 def test_seeds_are_not_confused():

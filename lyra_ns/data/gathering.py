@@ -3,149 +3,27 @@
 Worker processes gather; the process with the accelerator decodes. Indices are Python numbers and views are
 stacked, so nothing here makes a GPU wait for the host or the host for a GPU.
 
-Shape letters: B scenes, V trajectories, L frames, M targets per scene, N clips to decode, F frames from
-files, C T h w latent, H W image.
+Shape letters: B scenes, V trajectories, L frames, M targets per scene, C T h w latent, H W image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from lyra_ns.cameras import CameraPath, relative_to, stack_cameras
-from lyra_ns.codec.interface import FrameDecoder, VideoCodec
-from lyra_ns.data.loaded import SceneSource
+from lyra_ns.data.loaded import LoadedScene, SceneSource, StoredScene
+from lyra_ns.data.pending import FrameSources, PendingBatch
 from lyra_ns.data.plans import SamplingConfig, ScenePlan
-from lyra_ns.data.types import SceneBatch
+from lyra_ns.data.resizing import ResizedScene
 
-DECODED_NUMBERS_AT_ONCE = 2**28
-"""Numbers of decoded video held at once (1 GiB): one 121 x 704 x 1280 clip, or a hundred small ones."""
+__all__ = ["FrameSources", "PendingBatch", "gather"]
 
-ScenePlans = Sequence[tuple[SceneSource, ScenePlan]]
-
-
-@dataclass(frozen=True)
-class FrameSources:
-    """Where the target frames, and the input frames of a warm start, come from."""
-
-    teacher_latents: Float[Tensor, "N C T h w"] | None
-    """Latents of the clips to decode; with a warm start from latents the B V inputs come first."""
-    decoded_slots: list[tuple[int, int, int]]
-    """Clip row, frame, and place among the B M targets, of each target that is decoded."""
-    file_frames: UInt8[Tensor, "F 3 H W"] | None
-    """Target frames read from files."""
-    file_slots: list[int]
-    """Place among the B M targets of each of them."""
-    input_frames: UInt8[Tensor, "inputs L 3 H W"] | None
-    """Frames of the B V inputs, for a warm start from files."""
-
-    @property
-    def num_clips(self) -> int:
-        """Clips to decode."""
-        return 0 if self.teacher_latents is None else len(self.teacher_latents)
-
-    def to(self, device: torch.device | str) -> FrameSources:
-        """The same on `device`."""
-        return replace(self, **moved(vars(self), device))
-
-
-@dataclass(frozen=True)
-class PendingBatch:
-    """A batch whose target frames are not decoded yet."""
-
-    ready: dict[str, Any]
-    """The fields of the SceneBatch that are complete."""
-    sources: FrameSources
-    """Where the missing fields come from."""
-    config: SamplingConfig
-    """How the batch was drawn."""
-
-    def to(self, device: torch.device | str) -> PendingBatch:
-        """The same on `device`."""
-        ready = self.ready | moved(self.ready, device)
-        return replace(self, ready=ready, sources=self.sources.to(device))
-
-    @torch.no_grad()
-    def complete(self, codec: VideoCodec) -> SceneBatch:
-        """The batch with its target frames; the codec must be on the batch's device."""
-        num_scenes, num_inputs = self.ready["latents"].shape[:2]
-        targets = dict(self._file_targets())
-        cells = self._file_cells()
-        num_clips = self.sources.num_clips
-        if isinstance(codec, FrameDecoder):
-            targets |= self._single_frames(codec)
-            num_clips = num_scenes * num_inputs if self._inputs_are_decoded else 0
-        for first_row, videos in self._decoded(codec, num_clips):
-            if not isinstance(codec, FrameDecoder):
-                targets |= self._picked(first_row, videos)
-            if self._inputs_are_decoded:
-                inputs = videos[: max(num_scenes * num_inputs - first_row, 0)]
-                cells += [self._cell_means(video.transpose(0, 1)) for video in inputs]
-        target_rgb = torch.stack([targets[slot] for slot in sorted(targets)])
-        return SceneBatch(
-            **self.ready,
-            target_rgb=target_rgb.unflatten(0, (num_scenes, -1)),
-            input_rgb=torch.stack(cells).unflatten(0, (num_scenes, num_inputs)) if cells else None,
-        )
-
-    @property
-    def _inputs_are_decoded(self) -> bool:
-        return self.config.warm_start and self.config.target_frames == "latents"
-
-    def _file_targets(self) -> Iterator[tuple[int, Tensor]]:
-        if self.sources.file_frames is not None:
-            images = (self.sources.file_frames.float() / 255).permute(0, 2, 3, 1)
-            yield from zip(self.sources.file_slots, images, strict=True)
-
-    def _file_cells(self) -> list[Tensor]:
-        clips = self.sources.input_frames
-        return [] if clips is None else [self._cell_means(clip.float() / 255) for clip in clips]
-
-    def _single_frames(self, codec: Any) -> dict[int, Tensor]:
-        """The decoded target frames by place, each by itself. `codec` is a VideoCodec and a FrameDecoder."""
-        if self.sources.teacher_latents is None or not self.sources.decoded_slots:
-            return {}
-        raw = codec.from_diffusion(self.sources.teacher_latents.float())
-        rows, frames, slots = zip(*self.sources.decoded_slots, strict=True)
-        images = _to_unit_range(codec.decode_frames([raw[row] for row in rows], frames))
-        return dict(zip(slots, images.permute(0, 2, 3, 1), strict=True))
-
-    def _decoded(self, codec: VideoCodec, num_clips: int) -> Iterator[tuple[int, Tensor]]:
-        """First row and videos [n, 3, L, H, W] from 0 to 1 of the first clips, a bounded number at a time."""
-        cameras: CameraPath = self.ready["cameras"]
-        numbers_per_clip = 3 * cameras.shape[-1] * cameras.height * cameras.width
-        at_once = max(1, DECODED_NUMBERS_AT_ONCE // numbers_per_clip)
-        latents = self.sources.teacher_latents
-        if latents is None:
-            return
-        for row in range(0, num_clips, at_once):
-            z = latents[row : min(row + at_once, num_clips)]
-            yield row, _to_unit_range(codec.decode(codec.from_diffusion(z.float())))
-
-    def _picked(self, first_row: int, videos: Tensor) -> dict[int, Tensor]:
-        """The target frames among these clips, by place. Stacking copies them, so the clips can be freed."""
-        here = [
-            (row - first_row, frame, slot)
-            for row, frame, slot in self.sources.decoded_slots
-            if first_row <= row < first_row + len(videos)
-        ]
-        if not here:
-            return {}
-        images = torch.stack([videos[row, :, frame].permute(1, 2, 0) for row, frame, _ in here])
-        return dict(zip((slot for _, _, slot in here), images, strict=True))
-
-    def _cell_means(self, frames: Float[Tensor, "L 3 H W"]) -> Float[Tensor, "L rows columns 3"]:
-        return functional.avg_pool2d(frames, self.config.cell_size).permute(0, 2, 3, 1)
-
-
-def _to_unit_range(colours: Tensor) -> Tensor:
-    return colours.add(1).mul_(0.5).clamp_(0, 1)
+GatheredScene = StoredScene | LoadedScene | ResizedScene
+ScenePlans = Sequence[tuple[GatheredScene, ScenePlan]]
 
 
 def gather(scenes: Sequence[SceneSource], plans: Sequence[ScenePlan], config: SamplingConfig) -> PendingBatch:
@@ -153,39 +31,42 @@ def gather(scenes: Sequence[SceneSource], plans: Sequence[ScenePlan], config: Sa
 
     Errors of the scenes (missing depth, damaged latents) come through as they are.
     """
-    pairs = list(zip(scenes, plans, strict=True))
+    pairs = [(_at_size(scene, config), plan) for scene, plan in zip(scenes, plans, strict=True)]
     latents = _read_latents(pairs, config)
-    inputs = [[latents[index, each] for each in plan.inputs] for index, (_, plan) in enumerate(pairs)]
-    batch_latents = _stacked([_stacked(z, "latents") for z in inputs], "latents").float()
-    device = batch_latents.device
+    sources = _frame_sources(pairs, latents, config)
     cameras, target_cameras = _relative_cameras(pairs)
     if config.warm_start:
         _check_cells(cameras, config.cell_size)
     ready = {
         "names": [scene.name for scene in scenes],
         "trajectories": [list(plan.inputs) for plan in plans],
-        "latents": batch_latents,
-        "cameras": cameras.to(device),
-        "target_cameras": target_cameras.to(device),
         "target_depth": _target_depth(pairs) if config.with_depth else None,
         "input_depth": _input_depth(pairs, config.cell_size) if config.warm_start else None,
-        "target_time": _target_time(pairs, device),
         "is_dynamic": scenes[0].is_dynamic,
         "target_ids": [list(plan.targets) for plan in plans],
     }
-    return PendingBatch(ready, _frame_sources(pairs, latents, config), config)
-
-
-def moved(values: dict[str, Any], device: torch.device | str) -> dict[str, Any]:
-    """The tensors and cameras among `values`, on `device`."""
-    return {
-        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value.to(device)
-        for name, value in values.items()
-        if isinstance(value, Tensor | CameraPath)
+    if config.inputs == "stored":
+        ready["latents"] = _input_latents(pairs, latents)
+    # Images and latents are where the scenes are, cameras always on the host.
+    device = ready["latents"].device if sources.input_frames is None else sources.input_frames.device
+    ready |= {
+        "cameras": cameras.to(device),
+        "target_cameras": target_cameras.to(device),
+        "target_time": _target_time(pairs, device),
     }
+    return PendingBatch(ready, sources, config)
 
 
-def _is_decoded(scene: SceneSource, trajectory: int, config: SamplingConfig) -> bool:
+def _at_size(scene: SceneSource, config: SamplingConfig) -> GatheredScene:
+    return scene if config.image_size is None else ResizedScene(scene, *config.image_size)
+
+
+def _input_latents(pairs: ScenePlans, latents: dict[tuple[int, int], Tensor]) -> Float[Tensor, "B V C T h w"]:
+    inputs = [[latents[index, each] for each in plan.inputs] for index, (_, plan) in enumerate(pairs)]
+    return _stacked([_stacked(z, "latents") for z in inputs], "latents").float()
+
+
+def _is_decoded(scene: GatheredScene, trajectory: int, config: SamplingConfig) -> bool:
     return config.target_frames == "latents" and trajectory in scene.input_ids
 
 
@@ -194,7 +75,8 @@ def _read_latents(pairs: ScenePlans, config: SamplingConfig) -> dict[tuple[int, 
     latents = {}
     for index, (scene, plan) in enumerate(pairs):
         decoded = [trajectory for trajectory, _ in plan.targets if _is_decoded(scene, trajectory, config)]
-        for trajectory in dict.fromkeys([*plan.inputs, *decoded]):
+        inputs = plan.inputs if config.inputs == "stored" else []
+        for trajectory in dict.fromkeys([*inputs, *decoded]):
             latents[index, trajectory] = scene.latents(trajectory)
     return latents
 
@@ -208,7 +90,8 @@ def _frame_sources(
         for index, (_, plan) in enumerate(pairs):
             for trajectory in plan.inputs:
                 clips[index, trajectory] = len(clips)
-    decoded_slots, file_frames, file_slots = [], [], []
+    reads_inputs = config.inputs == "encoded" or (config.warm_start and config.target_frames == "rgb")
+    decoded_slots, file_frames, file_slots, input_frames = [], [], [], []
     for index, (scene, plan) in enumerate(pairs):
         from_files = []
         for slot, (trajectory, frame) in enumerate(plan.targets, index * num_targets):
@@ -218,14 +101,30 @@ def _frame_sources(
             else:
                 from_files.append((trajectory, frame))
                 file_slots.append(slot)
-        file_frames += _images(scene.rgb, from_files)
+        wanted = _input_slots(scene, plan) if reads_inputs else []
+        # Together, so that a video which is input and target is decoded once.
+        images = _images(scene.rgb, [*wanted, *from_files])
+        input_frames += images[: len(wanted)]
+        file_frames += images[len(wanted) :]
+    num_inputs = sum(len(plan.inputs) for _, plan in pairs)
     return FrameSources(
         teacher_latents=_stacked([latents[key] for key in clips], "latents") if clips else None,
         decoded_slots=decoded_slots,
         file_frames=_stacked(file_frames, "frames") if file_frames else None,
         file_slots=file_slots,
-        input_frames=_input_frames(pairs) if config.warm_start and config.target_frames == "rgb" else None,
+        input_frames=(
+            _stacked(input_frames, "frames").unflatten(0, (num_inputs, -1)) if input_frames else None
+        ),
     )
+
+
+def _input_frames(scene: GatheredScene, plan: ScenePlan) -> Sequence[int]:
+    return range(scene.num_frames) if plan.input_frames is None else plan.input_frames
+
+
+def _input_slots(scene: GatheredScene, plan: ScenePlan) -> list[tuple[int, int]]:
+    """Trajectory and frame of every image that goes in, in the order of the inputs."""
+    return [(trajectory, frame) for trajectory in plan.inputs for frame in _input_frames(scene, plan)]
 
 
 def _images(read: Callable[[int, Sequence[int]], Tensor], targets: Sequence[tuple[int, int]]) -> list[Tensor]:
@@ -245,14 +144,12 @@ def _target_depth(pairs: ScenePlans) -> Float[Tensor, "B M H W"]:
 
 def _input_depth(pairs: ScenePlans, cell_size: int) -> Float[Tensor, "B V L rows columns"]:
     """Depth at the pixel just behind each cell's centre (of even sizes it lies between pixels)."""
-    clips = [
-        scene.depth(trajectory, range(scene.num_frames))[
-            :, cell_size // 2 :: cell_size, cell_size // 2 :: cell_size
-        ]
-        for scene, plan in pairs
-        for trajectory in plan.inputs
-    ]
-    return _stacked(clips, "depth").float().unflatten(0, (len(pairs), -1))
+    start, clips = cell_size // 2, []
+    for scene, plan in pairs:
+        images = _images(scene.depth, _input_slots(scene, plan))
+        clips.append(_stacked([image[start::cell_size, start::cell_size] for image in images], "depth"))
+    num_inputs = len(pairs[0][1].inputs)
+    return _stacked(clips, "depth").float().unflatten(1, (num_inputs, -1))
 
 
 def _check_cells(cameras: CameraPath, cell_size: int) -> None:
@@ -263,19 +160,13 @@ def _check_cells(cameras: CameraPath, cell_size: int) -> None:
         )
 
 
-def _input_frames(pairs: ScenePlans) -> UInt8[Tensor, "inputs L 3 H W"]:
-    clips = [
-        scene.rgb(trajectory, range(scene.num_frames)) for scene, plan in pairs for trajectory in plan.inputs
-    ]
-    return _stacked(clips, "frames")
-
-
 def _relative_cameras(pairs: ScenePlans) -> tuple[CameraPath, CameraPath]:
-    """Input cameras [B, V, L] and target cameras [B, M], relative to frame 0 of the first input (spec 2)."""
+    """Cameras of inputs [B, V, L] and targets [B, M], relative to the first frame that goes in (spec 2)."""
     inputs, targets = [], []
     for scene, plan in pairs:
-        reference = scene.cameras(plan.inputs[0]).camera_to_world[0]
-        paths = stack_cameras([scene.cameras(trajectory) for trajectory in plan.inputs])
+        frames = list(_input_frames(scene, plan))
+        paths = stack_cameras([scene.cameras(trajectory)[frames] for trajectory in plan.inputs])
+        reference = paths.camera_to_world[0, 0]
         views = stack_cameras([scene.cameras(trajectory)[frame] for trajectory, frame in plan.targets])
         inputs.append(relative_to(paths, reference))
         targets.append(relative_to(views, reference))

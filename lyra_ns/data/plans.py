@@ -11,10 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lyra_ns.data.frame_spans import FrameSpan, draw_frame_span
 from lyra_ns.data.loaded import SceneSource
 
 TargetDistribution = Literal["uniform", "exponential"]
 FrameSource = Literal["latents", "rgb"]
+InputSource = Literal["stored", "encoded"]
 EXPONENTIAL_RATE = 3.0
 """p(frame) is proportional to exp(3 position), position from 0 to 1 (official)."""
 
@@ -48,6 +50,38 @@ class SamplingConfig:
     """Whether depth and colour of the input cells are given too (attribute warm start)."""
     cell_size: int = 8
     """Pixels per Gaussian along each side, for the warm start."""
+    inputs: InputSource = "stored"
+    """Whether the latents that go in are read, or made on the device by the codec from the rgb files
+    (official stages 1 to 4)."""
+    image_size: tuple[int, int] | None = None
+    """Height and width to which frames, depth and cameras are cropped and resized; needs encoded inputs.
+    None: as stored."""
+    num_input_frames: int | None = None
+    """Frames of each input trajectory, 8k + 1: the ends of a stretch of the clip and random ones between
+    them; targets then lie in that stretch. Needs encoded inputs. None: all frames."""
+    frame_gap_min: int = 45
+    """Fewest frames from the first input frame to the last, with `num_input_frames`."""
+    frame_gap_max: int = 121
+    """Most of them; the gap is uniform between the two limits, as far as the clip is long enough."""
+
+    def __post_init__(self) -> None:
+        """Refuse choices that contradict each other."""
+        is_changed = self.image_size is not None or self.num_input_frames is not None
+        if self.inputs == "stored" and is_changed:
+            raise ValueError(
+                f"stored latents belong to whole clips of one size, found image_size {self.image_size} and "
+                f"num_input_frames {self.num_input_frames}: set inputs to encoded, or leave both out"
+            )
+        if self.inputs == "encoded" and self.target_frames != "rgb":
+            raise ValueError(
+                "encoded inputs are read from the rgb files, and so must the targets be, found target_frames "
+                f"{self.target_frames}: set target_frames to rgb"
+            )
+        if not 1 <= self.frame_gap_min <= self.frame_gap_max:
+            raise ValueError(
+                "frame_gap_min and frame_gap_max must be ascending from 1, found "
+                f"{self.frame_gap_min} and {self.frame_gap_max}"
+            )
 
 
 @dataclass(frozen=True)
@@ -60,6 +94,8 @@ class ScenePlan:
     """Trajectory and frame of each view to render."""
     time_frame: int | None = None
     """Frame whose moment the Gaussians should show (dynamic scenes)."""
+    input_frames: list[int] | None = None
+    """Frames of each input trajectory; None takes all."""
 
 
 ALL_RANKS = -1
@@ -159,19 +195,33 @@ def _draw_static(
     inputs: list[int],
     num_targets: int,
 ) -> ScenePlan:
-    if config.num_target_frames > scene.num_frames:
+    span = _draw_span(scene, config, generator)
+    candidates = list(range(scene.num_frames)) if span is None else span.candidates
+    input_frames = None if span is None else span.inputs
+    if config.num_target_frames > len(candidates):
         raise ValueError(
-            f"num_target_frames must be at most the {scene.num_frames} frames of scene {scene.name}, found "
+            f"num_target_frames must be at most the {len(candidates)} frames of scene {scene.name}, found "
             f"{config.num_target_frames}: ask for fewer"
         )
     if not config.cross_view_targets:
-        frames = _draw_frames(scene.num_frames, config, generator)
-        return ScenePlan(inputs, [(trajectory, frame) for trajectory in inputs for frame in frames])
+        frames = _draw_frames(candidates, config, generator)
+        targets = [(trajectory, frame) for trajectory in inputs for frame in frames]
+        return ScenePlan(inputs, targets, input_frames=input_frames)
     trajectories = _choose(_candidates(scene, config), num_targets, generator)
     targets = [
-        (each, frame) for each in trajectories for frame in _draw_frames(scene.num_frames, config, generator)
+        (each, frame) for each in trajectories for frame in _draw_frames(candidates, config, generator)
     ]
-    return ScenePlan(inputs, targets)
+    return ScenePlan(inputs, targets, input_frames=input_frames)
+
+
+def _draw_span(scene: SceneSource, config: SamplingConfig, generator: torch.Generator) -> FrameSpan | None:
+    """The frames that go in; None for all, without drawing anything."""
+    if config.num_input_frames is None:
+        return None
+    limits = (config.frame_gap_min, config.frame_gap_max)
+    return draw_frame_span(
+        scene.num_frames, config.num_input_frames, config.num_target_frames, limits, generator
+    )
 
 
 def _draw_dynamic(
@@ -182,14 +232,20 @@ def _draw_dynamic(
     num_targets: int,
 ) -> ScenePlan:
     """All targets show one moment, seen from every trajectory (official: 12 with the time-reversed ones)."""
+    if config.num_input_frames is not None:
+        raise ValueError(
+            f"scene {scene.name} is dynamic, and its times run over whole clips, found num_input_frames "
+            f"{config.num_input_frames}: leave it out"
+        )
     frame = int(torch.randint(scene.num_frames, (1,), generator=generator))
     trajectories = _choose(_candidates(scene, config), num_targets, generator)
     return ScenePlan(inputs, [(trajectory, frame) for trajectory in trajectories], frame)
 
 
-def _draw_frames(num_frames: int, config: SamplingConfig, generator: torch.Generator) -> list[int]:
-    weights = target_frame_weights(num_frames, config.target_distribution)
-    return torch.multinomial(weights, config.num_target_frames, generator=generator).tolist()
+def _draw_frames(candidates: Sequence[int], config: SamplingConfig, generator: torch.Generator) -> list[int]:
+    weights = target_frame_weights(len(candidates), config.target_distribution)
+    drawn = torch.multinomial(weights, config.num_target_frames, generator=generator)
+    return [candidates[position] for position in drawn.tolist()]
 
 
 def _choose(ids: Sequence[int], count: int, generator: torch.Generator) -> list[int]:
