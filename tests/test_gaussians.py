@@ -19,6 +19,7 @@ from lyra_ns.gaussians import (
     activate_scale,
     concatenate,
     gaussians_from_raw,
+    most_opaque,
     multiply_quaternions,
     num_kept,
     prune,
@@ -203,6 +204,26 @@ def test_prune_decides_ties_by_position() -> None:
     gaussians = random_gaussians(1, 1000)
     tied = Gaussians(**{**vars(gaussians), "opacities": torch.full((1000,), 0.5, dtype=torch.float64)})
     assert torch.equal(prune(tied, 0.75).means, tied.means[:250])
+
+
+@few
+@given(
+    seed=seeds,
+    num=st.integers(0, 60),
+    levels=st.sampled_from([1, 2, 5, 1000]),
+    has_nan=st.booleans(),
+    batch=st.sampled_from([(), (3,), (2, 2)]),
+)
+def test_most_opaque_is_the_stable_sort(
+    seed: int, num: int, levels: int, has_nan: bool, batch: tuple[int, ...]
+) -> None:
+    """The front of a stable descending argsort, with few levels and so many ties, with NaN, for batches."""
+    generator = torch.Generator().manual_seed(seed)
+    opacities = torch.randint(levels, (*batch, 60), generator=generator) / levels
+    if has_nan:
+        opacities[..., torch.randint(60, (4,), generator=generator)] = torch.nan
+    expected = opacities.argsort(dim=-1, descending=True, stable=True)[..., :num]
+    assert torch.equal(most_opaque(opacities, num), expected)
 
 
 def test_num_kept() -> None:
