@@ -64,12 +64,13 @@ def mse_loss(rgb: Float[Tensor, "*any"], target_rgb: Float[Tensor, "*any"]) -> F
 
 
 def depth_loss(
-    depth: Float[Tensor, "*batch H W"], target_depth: Float[Tensor, "*batch H W"], parity: bool = False
+    depth: Float[Tensor, "*batch M H W"], target_depth: Float[Tensor, "*batch M H W"], parity: bool = False
 ) -> Float[Tensor, ""]:
     """Smooth L1 error of depths, each image normalised by its own median and mean deviation.
 
-    Pixels whose target is 0, negative or not finite do not count; with none left the loss is 0. The official
-    formula (`parity`) takes the median with those pixels as zeros and the mean over all pixels (spec 6.1).
+    Pixels whose target is 0, negative or not finite do not count; with none left the loss is 0. Scenes weigh
+    alike, so that processes which share a batch find its loss. The official formula (`parity`) takes the
+    median with those pixels as zeros and the mean over all pixels (spec 6.1).
     """
     target = target_depth.flatten(-2)
     valid = torch.isfinite(target) & (target > 0)
@@ -81,7 +82,12 @@ def depth_loss(
         _normalised_depth(target, valid, counted),
         reduction="none",
     )
-    return error.sum() / counted.sum().clamp(min=1)
+    return _mean_by_scene(error.flatten(-2), counted.flatten(-2))
+
+
+def _mean_by_scene(error: Float[Tensor, "*batch P"], counted: Bool[Tensor, "*batch P"]) -> Float[Tensor, ""]:
+    """Mean over the scenes of each one's mean error over what counts, which is 0 where nothing does."""
+    return (error.sum(-1) / counted.sum(-1).clamp(min=1)).mean()
 
 
 def _normalised_depth(
@@ -176,7 +182,7 @@ def warm_start_loss(
     known = torch.isfinite(distance) & (distance > 0)
     wanted = torch.where(known, distance, 1.0).clamp(min=SHORTEST_DISTANCE)
     log_error = along_ray.clamp(min=SHORTEST_DISTANCE).log() - wanted.log()
-    distance_error = torch.where(known, log_error.abs(), 0.0).sum() / known.sum().clamp(min=1)
+    distance_error = _mean_by_scene(torch.where(known, log_error.abs(), 0.0), known)
     rgb_error = (gaussians.rgb - input_rgb.flatten(1, -2)).abs().mean()
     return config.warm_start_distance * distance_error + config.warm_start_rgb * rgb_error
 

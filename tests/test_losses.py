@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lyra_ns.cameras import CameraPath, look_at, ray_grid
+from lyra_ns.cameras import CameraPath, RayGrid, look_at, ray_grid
 from lyra_ns.gaussians import Gaussians
 from lyra_ns.losses import (
     LossConfig,
@@ -228,3 +228,27 @@ def test_warm_start_stays_finite_behind_the_camera_and_without_depth(pixels):
     gaussians = gaussians_at(rays, -depth, rgb)
     assert warm_start_loss(gaussians, rays, depth, rgb, cameras).isfinite()
     assert warm_start_loss(gaussians, rays, torch.zeros_like(depth), rgb, cameras).item() == 0
+
+
+def test_losses_of_a_batch_are_the_means_of_its_scenes(depths, pixels):
+    """Whatever their depth leaves out, so that processes with one scene each find the loss of all."""
+    predicted, target = (torch.cat([depth, depth.flip(1)]) for depth in depths)
+    target[0, 0, :6] = 0
+    alone = torch.stack([depth_loss(predicted[k : k + 1], target[k : k + 1]) for k in range(2)])
+    assert alone[0] != alone[1]
+    torch.testing.assert_close(depth_loss(predicted, target), alone.mean())
+    rays, depth, rgb, cameras = pixels
+    gaussians = gaussians_at(rays, 2 * distance_along_rays(depth, rays, cameras), rgb + 0.25)
+    gaussians.means[0, :50] *= 3
+    depth = depth.clone()
+    depth[0, 1] = 0
+    parts = []
+    for k in range(2):
+        here = slice(k, k + 1)
+        one = RayGrid(rays.origins[here], rays.directions[here], rays.cell_size[here])
+        fields = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, gaussians.rgb)
+        scene = Gaussians(*(field[here] for field in fields))
+        parts.append(warm_start_loss(scene, one, depth[here], rgb[here], cameras[here]))
+    torch.testing.assert_close(
+        warm_start_loss(gaussians, rays, depth, rgb, cameras), torch.stack(parts).mean()
+    )
