@@ -1,13 +1,16 @@
 """Decoders on disk: our own file (safetensors with the configuration inside) and the official containers.
 
-An official file holds no configuration, so it is read with the official one unless another is given; in
-particular `DecoderConfig(use_time=True)` must be given for the dynamic model, whose tensors are the same.
+An official file holds no configuration, and the tensors of the static and of the dynamic model have the same
+names and shapes. The files of nvidia/Lyra are recognised by their checksum; of any other file the caller says
+which it is.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import asdict, fields, replace
+import logging
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,21 +23,51 @@ from lyra_ns.data.files import write_whole
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
 from lyra_ns.gaussians import GaussianHeadConfig
 
+logger = logging.getLogger(__name__)
+
 FORMAT = "lyra_ns decoder"
 FORMAT_VERSION = "1"
 MACHINE_FIELDS = ("trunk_dtype", "ssd_backend", "recompute")
 """Fields that say how to compute on one machine, not what: they are not stored."""
+BLOCK_BYTES = 2**20
 NUM_LISTED = 5
 """Names of each kind that an error lists before it says how many more there are."""
 
 StoredDtype = Literal["float32", "bfloat16", "float16"]
 
 
+@dataclass(frozen=True)
+class OfficialFile:
+    """A checkpoint that the authors released in the repository nvidia/Lyra."""
+
+    name: str
+    """Its name there."""
+    use_time: bool
+    """Whether it is the dynamic model."""
+
+
+OFFICIAL_FILES = {
+    "28ddd05011b33350c70edab02c23c602": OfficialFile("lyra_static.pt", use_time=False),
+    "91c1b3920332287ed161bc47a1fd7077": OfficialFile("lyra_dynamic.pt", use_time=True),
+}
+"""Released checkpoints by md5 (lyra_decoder.md 1.9)."""
+
+
+def recognise(path: str | Path) -> OfficialFile | None:
+    """Which released checkpoint a file is, by its content; None if it is none of them."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return OFFICIAL_FILES.get(digest.hexdigest())
+
+
 def load_decoder(path: str | Path, config: DecoderConfig | None = None) -> LatentGaussianDecoder:
     """The decoder stored at `path`, on the CPU with float32 weights (bfloat16 for `parity`).
 
-    A .safetensors file brings its configuration, any other file is read as an official checkpoint. A given
-    `config` replaces either. FileNotFoundError; ValueError if the file is damaged or its tensors do not fit.
+    A .safetensors file brings its configuration. Any other file is read as an official checkpoint: a released
+    one is recognised, another one is taken for the static model, which is logged. A given `config` replaces
+    all that. FileNotFoundError; ValueError if the file is damaged or its tensors do not fit.
     """
     path = Path(path)
     if not path.is_file():
@@ -43,10 +76,16 @@ def load_decoder(path: str | Path, config: DecoderConfig | None = None) -> Laten
         stored_config, codec_digest, tensors = _read_own(path)
         config = config or stored_config
     else:
-        config, codec_digest, tensors = config or DecoderConfig(), "", _read_official(path)
-    decoder = LatentGaussianDecoder(config)
-    _check_tensors(path, tensors, decoder.state_dict())
-    decoder.load_state_dict(tensors)
+        codec_digest, tensors = "", _read_official(path)
+        config = config or _official_config(path)
+    with torch.device("meta"):  # drawing random weights would take longer than reading the stored ones
+        decoder = LatentGaussianDecoder(config)
+    expected = decoder.state_dict()
+    _check_tensors(path, tensors, expected)
+    # Copies, because the tensors of an official file may be parts of one buffer.
+    own = {key: value.to(expected[key].dtype, copy=True).contiguous() for key, value in tensors.items()}
+    decoder.load_state_dict(own, assign=True)
+    assert not any(tensor.is_meta for tensor in (*decoder.parameters(), *decoder.buffers()))
     decoder.codec_digest = codec_digest
     return decoder
 
@@ -58,14 +97,15 @@ def save_decoder(decoder: LatentGaussianDecoder, path: str | Path, dtype: Stored
         raise ValueError(f"a decoder is saved as a .safetensors file, found {path.name}")
     kind = getattr(torch, dtype)
     tensors = {key: value.detach().cpu().to(kind).contiguous() for key, value in decoder.state_dict().items()}
-    metadata = {"format": FORMAT, "version": FORMAT_VERSION, "config": _config_to_json(decoder.config)}
+    metadata = {"format": FORMAT, "version": FORMAT_VERSION, "config": config_to_json(decoder.config)}
     if decoder.codec_digest:
         metadata["codec_digest"] = decoder.codec_digest
     write_whole(path, save(tensors, metadata))
     return path
 
 
-def _config_to_json(config: DecoderConfig) -> str:
+def config_to_json(config: DecoderConfig) -> str:
+    """The configuration as it is stored in a file, without what belongs to one machine."""
     stored = {key: value for key, value in asdict(config).items() if key not in MACHINE_FIELDS}
     return json.dumps(stored, sort_keys=True)
 
@@ -99,6 +139,17 @@ def _read_own(path: Path) -> tuple[DecoderConfig, str, dict[str, Tensor]]:
         return config, metadata.get("codec_digest", ""), load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}): copy or download it again") from error
+
+
+def _official_config(path: Path) -> DecoderConfig:
+    official = recognise(path)
+    if official is None:
+        logger.warning(
+            "%s is none of nvidia/Lyra's released files and does not say whether it is the static or the "
+            "dynamic model: taken for the static one",
+            path,
+        )
+    return DecoderConfig(use_time=official is not None and official.use_time)
 
 
 def _read_official(path: Path) -> dict[str, Tensor]:

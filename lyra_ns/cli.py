@@ -8,7 +8,7 @@ from typing import Annotated, Union
 
 import tyro
 
-from lyra_ns.commands.data import CheckData, FitCodec, SampleData
+from lyra_ns.commands.data import CheckData, FitCodec, SampleData, Unpack
 from lyra_ns.commands.decoder import Convert, FetchLpips
 from lyra_ns.commands.demo import Demo
 from lyra_ns.commands.doctor import Doctor
@@ -17,6 +17,7 @@ from lyra_ns.commands.reconstruct import Reconstruct
 
 Command = Union[  # noqa: UP007 - tyro reads the Annotated members of a Union
     Annotated[SampleData, tyro.conf.subcommand("sample-data")],
+    Annotated[Unpack, tyro.conf.subcommand("unpack")],
     Annotated[CheckData, tyro.conf.subcommand("check-data")],
     Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")],
     Annotated[Evaluate, tyro.conf.subcommand("evaluate")],

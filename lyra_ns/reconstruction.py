@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lyra_ns.cameras import CameraPath, relative_to
 from lyra_ns.codec.interface import VideoCodec
-from lyra_ns.conditioning import ConditioningBuilder
+from lyra_ns.conditioning import ConditioningBuilder, RayDtype
 from lyra_ns.decoder import LatentGaussianDecoder
 from lyra_ns.gaussians import Gaussians, prune
 
@@ -28,6 +28,10 @@ class Reconstructor:
     """The codec that made the latents; it also encodes the Plücker maps."""
     prune_ratio: float = 0.0
     """Share of Gaussians, the least opaque ones, that are dropped."""
+    plucker_dtype: RayDtype = "float32"
+    """Precision of the ray maps that are encoded; official code computes both in bfloat16 (spec 1.10)."""
+    ray_dtype: RayDtype = "float32"
+    """Precision of the rays on which the Gaussians are placed."""
 
     def __post_init__(self) -> None:
         """Refuse a codec whose latents the decoder was not trained to read."""
@@ -38,7 +42,12 @@ class Reconstructor:
                 f"{self.codec.spec.codec} of digest {found or 'unknown'}: take the weights of this version "
                 "of lyra-ns, or train on data of this codec"
             )
-        self.conditioning = ConditioningBuilder(self.codec, self.decoder.config.cell_size)
+        self.conditioning = ConditioningBuilder(
+            self.codec,
+            self.decoder.config.cell_size,
+            plucker_dtype=self.plucker_dtype,
+            ray_dtype=self.ray_dtype,
+        )
 
     @property
     def device(self) -> torch.device:

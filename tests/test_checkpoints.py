@@ -173,7 +173,7 @@ def test_foreign_safetensors(
     monkeypatch.undo()
     with pytest.raises(ValueError, match="version '9'"):
         load_decoder(later)
-    monkeypatch.setattr(checkpoints, "_config_to_json", lambda config: '{"width": 16, "magic": 1}')
+    monkeypatch.setattr(checkpoints, "config_to_json", lambda config: '{"width": 16, "magic": 1}')
     unknown = save_decoder(decoder, tmp_path / "unknown.safetensors")
     with pytest.raises(ValueError, match=r"\(magic\)"):
         load_decoder(unknown)

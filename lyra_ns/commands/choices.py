@@ -20,11 +20,15 @@ class DecoderChoice:
     checkpoint: str = "shipped"
     """shipped, a .safetensors or official .pt file, or the .ckpt or folder of a nerfstudio run."""
     config: Literal["lyra", "lyra-dynamic", "lyra-tiny"] | None = None
-    """Method whose network a .pt (default: lyra) or .ckpt (default: lyra-tiny) holds; others say it."""
+    """Method whose network a .pt (official files are known, others: lyra) or .ckpt (lyra-tiny) holds."""
     prune_ratio: float = 0.5
     """Share of Gaussians, the least opaque ones, that are dropped."""
     codec: str = "auto"
     """Codec of the latents: linear, cosmos:PATH, or auto, which takes what the data's manifest names."""
+    plucker_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the ray maps that are encoded; official code computes both kinds of rays in bfloat16."""
+    ray_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the rays on which the Gaussians are placed."""
     response: Literal["auto", "ewa", "ray3d"] = "auto"
     """How Gaussians answer pixels; auto is ewa for lyra-tiny, and for lyra ray3d where it is to be had."""
     device: str = "auto"
@@ -44,7 +48,7 @@ class DecoderChoice:
         device = chosen_device(self.device)
         codec = codec_for(latents, device, self.codec)
         decoder = load_any_decoder(self.checkpoint, self.config).to(device).eval()
-        return Reconstructor(decoder, codec, self.prune_ratio)
+        return Reconstructor(decoder, codec, self.prune_ratio, self.plucker_dtype, self.ray_dtype)
 
     def render_settings(self, reconstruct: Reconstructor) -> RenderSettings:
         """Settings whose response is the one that this decoder was trained with."""

@@ -1,4 +1,4 @@
-"""`ns-lyra sample-data`, `check-data` and `fit-codec`: making and checking data sets."""
+"""`ns-lyra sample-data`, `unpack`, `check-data` and `fit-codec`: making and checking data sets."""
 
 from __future__ import annotations
 
@@ -61,11 +61,49 @@ class SampleData:
 
 
 @dataclass
+class Unpack:
+    """Unpack the tars of a data set into the official layout; a call that was interrupted is repeated.
+
+    Data in plain tars can also be read as it is: give the folder of the tars as the data.
+    """
+
+    tars: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Tars (.tar, .tar.gz, .tgz), or folders with some."""
+    output: Path
+    """Folder that gets 0/ 1/ ..., below static or dynamic where the tars say which."""
+
+    def run(self) -> None:
+        """Write the files, with progress, and say how many."""
+        from rich.progress import Progress
+
+        from lyra_ns.data.unpacking import tars_of, unpack
+
+        with Progress(transient=True) as progress:
+            total = sum(path.stat().st_size for path, _ in tars_of(self.tars))
+            task = progress.add_task("unpacking", total=total)
+            report = unpack(
+                self.tars,
+                self.output,
+                lambda path, size: progress.update(task, advance=size, description=path.name),
+            )
+        print(
+            f"{self.output}: {report.num_written} files written, {report.num_kept} were there, "
+            f"{len(report.strays)} outside the layout left out"
+            + (
+                f" ({', '.join(report.strays[:5])}{' ...' * (len(report.strays) > 5)})"
+                if report.strays
+                else ""
+            )
+        )
+        print(f"Check them with: ns-lyra check-data {self.output}")
+
+
+@dataclass
 class CheckData:
     """Read every clip of a data set and name each bad one with the reason."""
 
     data: Annotated[Path, tyro.conf.Positional]
-    """Folder in the official layout."""
+    """Folder in the official layout, or of its tars."""
 
     def run(self) -> None:
         """Print the report; the exit status is 1 if anything is wrong."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -33,11 +33,13 @@ class UnpackReport:
     """Names of members outside the layout, which were left out."""
 
 
-def tars_of(given: Iterable[Path]) -> list[tuple[Path, list[str]]]:
+def tars_of(given: Sequence[Path]) -> list[tuple[Path, list[str]]]:
     """Each tar among files and folders, with the names around it that tell where its files belong.
 
-    FileNotFoundError for a path that does not exist or holds no tar.
+    FileNotFoundError for a path that does not exist or holds no tar, and where none is given.
     """
+    if not given:
+        raise FileNotFoundError("no tar was given: give .tar, .tar.gz or .tgz files, or a folder with some")
     tars: list[tuple[Path, list[str]]] = []
     for path in given:
         root = path.expanduser()

@@ -52,15 +52,16 @@ class FrozenParts:
         """Encoder of cameras, in the precision that the decoder's regime asks for."""
         if self._conditioning is None:
             decoder = self._config.decoder
-            dtype: RayDtype = "bfloat16" if decoder.parity else "float32"
+            usual: RayDtype = "bfloat16" if decoder.parity else "float32"
+            plucker_dtype, ray_dtype = self._config.plucker_dtype, self._config.ray_dtype
             # The embedded codec encodes rays faster than a cache could look them up.
             is_cheap = self._codec_name == "linear"
             self._conditioning = ConditioningBuilder(
                 self.codec(device),
                 decoder.cell_size,
                 views_at_once=64 if is_cheap else 1,
-                plucker_dtype=dtype,
-                ray_dtype=dtype,
+                plucker_dtype=usual if plucker_dtype == "auto" else plucker_dtype,
+                ray_dtype=usual if ray_dtype == "auto" else ray_dtype,
                 max_cache_bytes=0 if is_cheap else 2**30,
             )
         return self._conditioning
@@ -89,8 +90,14 @@ class FrozenParts:
 
     def reconstructor(self, decoder: LatentGaussianDecoder, device: torch.device) -> Reconstructor:
         """The feed-forward pass for stored latents, unpruned, sharing this object's codec and cache."""
-        reconstructor = Reconstructor(decoder, self.codec(device))
-        reconstructor.conditioning = self.conditioning(device)
+        conditioning = self.conditioning(device)
+        reconstructor = Reconstructor(
+            decoder,
+            self.codec(device),
+            plucker_dtype=conditioning.plucker_dtype,
+            ray_dtype=conditioning.ray_dtype,
+        )
+        reconstructor.conditioning = conditioning
         return reconstructor
 
     def describe(self, decoder: LatentGaussianDecoder, device: torch.device) -> list[str]:

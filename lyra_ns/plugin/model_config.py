@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from nerfstudio.models.base_model import ModelConfig
 
@@ -33,6 +33,10 @@ class LyraModelConfig(ModelConfig):
     """`none`: random weights; `shipped`: the decoder inside this package; or a file (.safetensors, .pt)."""
     codec: str = "auto"
     """Codec of the latents: `auto` (what the data's manifest names), `linear`, or `cosmos:PATH`."""
+    plucker_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the ray maps that are encoded; auto is bfloat16 for a parity decoder, else float32."""
+    ray_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the rays on which the Gaussians are placed; auto as above."""
     prune_ratio: float = 0.0
     """Share of Gaussians dropped, the least opaque ones; 0.8 in the paper's last stage."""
     prune_from_step: int = 0
@@ -45,6 +49,9 @@ class LyraModelConfig(ModelConfig):
     """First steps that regress colour and distance of each Gaussian directly (small-scale stabiliser).
 
     Only with random weights: a decoder that starts from trained ones would forget."""
+    ema_decay: float = 0.0
+    """Share of the old average that a step leaves in the moving average of the weights, which evaluation and
+    export then use; 0: no average, as the official training."""
     use_cuda_graphs: bool = False
     """Replay the decoder's training step as CUDA graphs; pays for small decoders on one GPU."""
     target_time: float = 0.0
