@@ -78,8 +78,8 @@ def pruned_gaussians(
     """Gaussians [B, K] from what `decoder.encode` gave for latents [B, V, C, T, h, w]; float32.
 
     Most opaque first, equal ones by position, as `prune` orders them; with nothing to prune, by position.
-    `rays` [B, V, L, h', w'] as in `Conditioning`. At most `latent_frames_at_once` latent frames (default: all)
-    of raw channels exist at a time. A GPU is waited for once a scene.
+    `rays` [B, V, L, h', w'] as in `Conditioning`. Raw channels of at most `latent_frames_at_once` latent
+    frames (default: all) exist at a time. A GPU is waited for once a scene.
     """
     if latent_frames_at_once is not None and latent_frames_at_once < 1:
         raise ValueError(f"latent_frames_at_once must be at least 1, found {latent_frames_at_once}")
@@ -221,7 +221,7 @@ def _frame_row_column(
 
 
 def _rays_of_cells(rays: RayGrid, positions: Int[Tensor, " K"]) -> RayGrid:
-    """The rays [1, 1, K] at `positions` of a grid [V L, h, w]; origins, one for each frame, are not copied."""
+    """The rays [1, 1, K] at `positions` of a grid [V L, h, w]; no origins are copied for other cells."""
     height, width = rays.cell_size.shape[-2:]
     frame = positions // (height * width)
     in_frame = positions - frame * (height * width)

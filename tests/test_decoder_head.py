@@ -41,8 +41,8 @@ def inputs(
         decoder.deconv.weight.dtype
     )
     latent_shape = torch.Size((scenes, views, config.latent_channels, latent_frames, height, width))
-    frames, cells = 8 * (latent_frames - 1) + 1, config.spatial_stride // config.cell_size
-    grid = (scenes, views, frames, height * cells, width * cells)
+    cells_high, cells_wide = (size * config.spatial_stride // config.cell_size for size in (height, width))
+    grid = (scenes, views, 8 * (latent_frames - 1) + 1, cells_high, cells_wide)
     rays = RayGrid(
         torch.randn(*grid[:3], 1, 1, 3, generator=generator).expand(*grid, 3),
         torch.nn.functional.normalize(torch.randn(*grid, 3, generator=generator), dim=-1),
@@ -93,29 +93,13 @@ def test_any_size_in_any_groups(
 ) -> None:
     """Kept set, order and all channels, whatever the size and wherever groups of latent frames are cut."""
     decoder = small_decoder(cell_size=cell_size).double()
-    tokens, latent_shape, conditioning = inputs_in_float64(
-        decoder, scenes, views, latent_frames, 2 * rows, 2 * columns
-    )
+    tokens, latent_shape, conditioning = inputs(decoder, scenes, views, latent_frames, 2 * rows, 2 * columns)
     expected = plain(decoder, tokens, latent_shape, conditioning, prune_ratio)
     found = pruned_gaussians(decoder, tokens, latent_shape, conditioning.rays, prune_ratio, at_once)
     assert found.num == num_kept(
         decoder.config.num_gaussians(views, latent_frames, 2 * rows, 2 * columns), prune_ratio
     )
     assert_equal(found, expected)
-
-
-def inputs_in_float64(decoder: LatentGaussianDecoder, *sizes: int) -> tuple[Tensor, torch.Size, Conditioning]:
-    """As `inputs`, for any cell size; sums of float64 round to the same float32 in any order."""
-    coarse = decoder.config.cell_size > decoder.config.spatial_stride
-    if not coarse:
-        return inputs(decoder, *sizes)
-    scenes, views, latent_frames, height, width = sizes
-    tokens, latent_shape, conditioning = inputs(small_decoder().double(), *sizes)
-    rays = conditioning.rays
-    halved = RayGrid(
-        rays.origins[:, :, :, ::2, ::2], rays.directions[:, :, :, ::2, ::2], rays.cell_size[..., ::2, ::2]
-    )
-    return tokens, latent_shape, Conditioning(conditioning.plucker, halved)
 
 
 @pytest.mark.parametrize("parity", [False, True])
