@@ -19,6 +19,7 @@ from small_dataset import (
     write_small_dataset,
 )
 
+from lyra_ns.data.check import check_dataset
 from lyra_ns.data.depth_files import depth_bytes
 from lyra_ns.data.files import write_whole
 from lyra_ns.data.manifest import Manifest, read_manifest, write_manifest
@@ -302,6 +303,42 @@ def test_undecidable_pose_order_is_read_as_stored_and_logged(tmp_path, caplog):
     clip = LyraStore(tmp_path).scene("s").clips[11]
     assert not clip.reverse_poses
     assert "do not tell their order" in caplog.text
+
+
+def plane_clip(root, trajectory, path, poses_backwards):
+    """A textured plane at depth 2, seen by a camera that moves along `path` [L, 2] across it."""
+    cameras = straight_path((0.0, 0.0, 0.0))
+    poses = torch.eye(4).repeat(NUM_FRAMES, 1, 1)
+    poses[:, :2, 3] = path
+    rows, columns = torch.meshgrid(torch.arange(HEIGHT) + 0.5, torch.arange(WIDTH) + 0.5, indexing="ij")
+    x = (columns - WIDTH / 2) / 40 * 2 + path[:, 0, None, None]
+    y = (rows - HEIGHT / 2) / 40 * 2 + path[:, 1, None, None]
+    texture = torch.stack([torch.sin(5 * x + y), torch.sin(4 * y - x), torch.cos(3 * (x + y))], 1)
+    rgb = ((texture * 0.5 + 0.5) * 255).to(torch.uint8)
+    stored = replace(cameras, camera_to_world=poses.flip(0) if poses_backwards else poses)
+    write_clip(
+        *(root / "dynamic", "s", trajectory, stored),
+        rgb=rgb,
+        depth=torch.full((NUM_FRAMES, HEIGHT, WIDTH), 2.0),
+    )
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_frames_tell_the_order_where_the_ends_of_the_path_do_not(tmp_path, backwards):
+    angle = torch.linspace(0, 4 * torch.pi, NUM_FRAMES)
+    spiral = torch.stack([0.3 * (torch.cos(angle) - 1), 0.2 * torch.sin(angle)], -1)
+    plane_clip(tmp_path, 5, spiral, poses_backwards=False)
+    plane_clip(tmp_path, 11, spiral, poses_backwards=backwards)
+    store = LyraStore(tmp_path)
+    assert store.stored_pose_order("s") == ("reverse" if backwards else "as_is")
+    found = store.scene("s").clips[11].cameras().camera_to_world[:, :2, 3]
+    torch.testing.assert_close(found, spiral)
+    report = check_dataset(tmp_path)
+    assert report.pose_orders == {"s": "reverse" if backwards else "as_is"}
+    expected = "backwards in 1," if backwards else "in the order of their frames in 1 scenes"
+    assert expected in report.as_text()
+    (tmp_path / "dynamic/11/depth/s.zip").unlink()
+    assert LyraStore(tmp_path).stored_pose_order("s") is None
 
 
 def test_damaged_videos_and_depth_are_named(tmp_path):

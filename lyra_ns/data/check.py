@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import rich.box
@@ -15,6 +16,7 @@ from lyra_ns.cameras import CameraPath
 from lyra_ns.codec.interface import VideoLatentSpec
 from lyra_ns.data.files import Source
 from lyra_ns.data.loaded import check_image_size, check_latent_size
+from lyra_ns.data.pose_order import FIRST_FLIPPED_ID, PoseOrder
 from lyra_ns.data.store import SUFFIXES, LyraClip, LyraStore, list_clips
 from lyra_ns.data.types import NOVEL_FIRST_ID
 
@@ -48,6 +50,8 @@ class DatasetReport:
     """Clips looked at, held-out paths included."""
     problems: list[ClipProblem]
     """Everything wrong, by scene and trajectory."""
+    pose_orders: dict[str, PoseOrder | None] = field(default_factory=dict)
+    """How the poses of views 6 to 11 of each scene with such views are stored; None where nothing tells."""
 
     @property
     def is_good(self) -> bool:
@@ -61,7 +65,7 @@ class DatasetReport:
 
     def as_text(self) -> str:
         """A table of the problems and one line that sums up."""
-        found = f"{self.num_scenes} scenes, {self.num_clips} clips in {self.root}"
+        found = f"{self.num_scenes} scenes, {self.num_clips} clips in {self.root}{self._orders_as_text()}"
         if self.is_good:
             return f"{found}: all good"
         table = Table("scene", "trajectory", "what", "problem", box=rich.box.SIMPLE)
@@ -71,6 +75,16 @@ class DatasetReport:
         with console.capture() as capture:
             console.print(table)
         return f"{capture.get()}{found}: {len(self.problems)} problems in {len(self.bad_scenes)} scenes"
+
+    def _orders_as_text(self) -> str:
+        if not self.pose_orders:
+            return ""
+        orders = list(self.pose_orders.values())
+        return (
+            f" (poses of views {FIRST_FLIPPED_ID} and up: in the order of their frames in "
+            f"{orders.count('as_is')} scenes, backwards in {orders.count('reverse')}, which are turned round "
+            f"when read, unclear in {orders.count(None)})"
+        )
 
 
 def check_dataset(
@@ -103,7 +117,17 @@ def check_dataset(
                 ClipProblem(name, trajectory, what, message)
                 for what, message in clip_problems(clip, store.spec, needed)
             ]
-    return DatasetReport(store.trajectory_root, len(store.names), num_clips, problems)
+    return DatasetReport(store.trajectory_root, len(store.names), num_clips, problems, _pose_orders(store))
+
+
+def _pose_orders(store: LyraStore) -> dict[str, PoseOrder | None]:
+    """Of dynamic scenes with reversed views; those that cannot be read are among the problems."""
+    orders = {}
+    for name, trajectories in store.listing.items():
+        if store.is_dynamic and max(trajectories) >= FIRST_FLIPPED_ID:
+            with suppress(*READ_ERRORS):
+                orders[name] = store.stored_pose_order(name)
+    return orders
 
 
 def clip_problems(clip: LyraClip, spec: VideoLatentSpec, needed: set[str]) -> list[tuple[str, str]]:

@@ -30,7 +30,14 @@ from lyra_ns.data.latent_files import read_latents
 from lyra_ns.data.layout import FAMILIES, NOVEL_FOLDER
 from lyra_ns.data.manifest import FILE_NAME as MANIFEST_NAME
 from lyra_ns.data.manifest import Manifest, read_manifest, write_manifest
-from lyra_ns.data.pose_order import FIRST_FLIPPED_ID, FlippedPoseOrder, poses_are_reversed
+from lyra_ns.data.pose_order import (
+    FIRST_FLIPPED_ID,
+    FlippedPoseOrder,
+    PoseOrder,
+    frames_to_compare,
+    order_by_warping,
+    order_of_ends,
+)
 from lyra_ns.data.splits import FILE_NAME as SPLITS_NAME
 from lyra_ns.data.types import Scene
 from lyra_ns.data.video_files import read_video, video_size
@@ -140,6 +147,7 @@ class LyraStore:
         """Which codec made the latents; `lyra_ns.codec.codec_for` loads it."""
         self.listing = self._listing()
         """Trajectory ids of each scene, ascending."""
+        self._pose_orders: dict[str, PoseOrder | None] = {}
         if not self.listing:
             raise FileNotFoundError(
                 f"{self.trajectory_root} holds no clip: expected files like 0/pose/CLIP.npz, found none; "
@@ -191,23 +199,38 @@ class LyraStore:
     def _clip(self, name: str, trajectory: int, reverse_poses: bool = False) -> LyraClip:
         return LyraClip(name, trajectory, self.trajectory_root / str(trajectory), reverse_poses, self.spec)
 
-    def _reversed_poses(self, name: str) -> bool:
+    def stored_pose_order(self, name: str) -> PoseOrder | None:
+        """How the poses of views 6 to 11 are stored, by the ends of paths or the frames; None if unclear.
+
+        None too where there are no such views, or none in forward time to compare them with.
+        """
         flipped = [trajectory for trajectory in self.listing[name] if trajectory >= FIRST_FLIPPED_ID]
         forward = [trajectory for trajectory in self.listing[name] if trajectory < FIRST_FLIPPED_ID]
+        if not self.is_dynamic or not flipped or not forward:
+            return None
+        clips = [self._clip(name, trajectory) for trajectory in flipped]
+        start = self._clip(name, forward[0]).cameras().camera_to_world[0]
+        order = order_of_ends([clip.cameras().camera_to_world for clip in clips], start)
+        with_depth = (clip for clip in clips if clip.has("rgb") and clip.has("depth"))
+        while order is None and (clip := next(with_depth, None)):
+            cameras = clip.cameras()
+            frames = frames_to_compare(cameras.shape[0])
+            order = order_by_warping(clip.rgb(frames), clip.depth(frames), cameras, frames)
+        return order
+
+    def _reversed_poses(self, name: str) -> bool:
+        flipped = [trajectory for trajectory in self.listing[name] if trajectory >= FIRST_FLIPPED_ID]
         if not self.is_dynamic or not flipped or self.flipped_pose_order == "as_is":
             return False
         if self.flipped_pose_order == "reverse":
             return True
-        if not forward:
-            return False
-        start = self._clip(name, forward[0]).cameras().camera_to_world[0]
-        poses = [self._clip(name, trajectory).cameras().camera_to_world for trajectory in flipped]
-        verdict = poses_are_reversed(poses, start)
-        if verdict is None:
-            logger.warning(
-                "scene %s: the poses of views %s do not tell their order, read as stored", name, flipped
-            )
-        return bool(verdict)
+        if name not in self._pose_orders:
+            self._pose_orders[name] = self.stored_pose_order(name)
+            if self._pose_orders[name] is None:
+                logger.warning(
+                    "scene %s: the poses of views %s do not tell their order, read as stored", name, flipped
+                )
+        return self._pose_orders[name] == "reverse"
 
 
 def list_clips(folder: Source) -> dict[str, list[int]]:
