@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
@@ -30,7 +30,7 @@ class LyraDataParserConfig(DataParserConfig):
 
     _target: type = field(default_factory=lambda: LyraDataParser)
     data: Path | None = None
-    """Folder that holds the trajectories 0/ 1/ ... (or static/, dynamic/ with them)."""
+    """Folder that holds the trajectories 0/ 1/ ... (or static/, dynamic/ with them), or their tars."""
     scene: str = ""
     """Scene that viewer, ns-render and ns-export show: a name or a position. Default: first held-out."""
     trajectories: tuple[int, ...] = (5, 0, 1, 2, 3, 4)
@@ -41,6 +41,8 @@ class LyraDataParserConfig(DataParserConfig):
     """Seed of that choice."""
     eval_every: int = 4
     """Every so many frames of a path are measured."""
+    flipped_pose_order: Literal["auto", "as_is", "reverse"] = "auto"
+    """How the poses of the time-reversed views 6 to 11 of dynamic data are stored; auto looks at them."""
 
 
 @dataclass
@@ -61,7 +63,12 @@ class LyraDataParser(DataParser):
 
         config = self.config
         return open_scenes(
-            config.data, config.trajectories, config.scene, config.split_seed, config.test_fraction
+            config.data,
+            config.trajectories,
+            config.scene,
+            config.split_seed,
+            config.test_fraction,
+            config.flipped_pose_order,
         )
 
     def views(self, split: str) -> SceneViews:

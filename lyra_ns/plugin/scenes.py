@@ -21,6 +21,7 @@ from lyra_ns.plugin.errors import MISSING_DATA, DataError, reading_data
 from lyra_ns.plugin.views import SceneViews, listed_trajectories, views_of
 
 if TYPE_CHECKING:
+    from lyra_ns.data.pose_order import FlippedPoseOrder
     from lyra_ns.data.splits import SceneSplit
     from lyra_ns.data.store import LyraStore
 
@@ -103,7 +104,12 @@ class SceneLibrary:
 
 
 def open_scenes(
-    data: Path | None, order: Sequence[int], active: str = "", split_seed: int = 0, test_fraction: float = 0.1
+    data: Path | None,
+    order: Sequence[int],
+    active: str = "",
+    split_seed: int = 0,
+    test_fraction: float = 0.1,
+    flipped_pose_order: FlippedPoseOrder = "auto",
 ) -> SceneLibrary:
     """The scenes of the data set at `data`; DataError with what to do if there is none."""
     if data is None:
@@ -113,7 +119,7 @@ def open_scenes(
     from lyra_ns.data.store import LyraStore
 
     with reading_data():
-        store = LyraStore(data)
+        store = LyraStore(data, flipped_pose_order)
         given = store.manifest.splits if store.manifest else None
         split = split_scenes(store.names, split_seed, test_fraction, folder=store.home, given=given)
         return SceneLibrary(store, split, order, active)
