@@ -13,9 +13,11 @@ from lyra_ns.plugin.model_config import LyraModelConfig
 from lyra_ns.plugin.optimizers import DecoderAdamWConfig
 from lyra_ns.plugin.pipeline import LyraPipelineConfig
 from lyra_ns.plugin.schedulers import WarmupSchedulerConfig
+from lyra_ns.plugin.trainer import LyraTrainer
 
 lyra = MethodSpecification(
     config=TrainerConfig(
+        _target=LyraTrainer,
         method_name="lyra",
         steps_per_eval_batch=500,
         steps_per_eval_image=500,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from lyra_ns.method_configs.tiny import lyra_tiny
 from lyra_ns.plugin.batches import BatchSettings, CachedBatches, StreamedBatches, load_scenes
 from lyra_ns.plugin.errors import DataError
 from lyra_ns.plugin.scenes import SceneLibrary, open_scenes
+from lyra_ns.plugin.trainer import LyraTrainer
 
 SAMPLING = SamplingConfig(num_target_frames=2, num_trajectories_max=3, warm_start=True)
 SETTINGS = BatchSettings(batch_size=2, seed=3, rank=0, world_size=1, device="cpu")
@@ -99,10 +101,13 @@ def test_unreadable_scenes_are_left_out_of_the_cache(tmp_path: Path) -> None:
         load_scenes(scenes.store, scenes.split.train, SAMPLING, "cpu")
 
 
-def run_trainer(root: Path, output: Path, num_steps: int, load_dir: Path | None = None) -> Trainer:
+def run_trainer(
+    root: Path, output: Path, num_steps: int, load_dir: Path | None = None, **model_changes: Any
+) -> Trainer:
     """A run of nerfstudio's own trainer without viewer; in 1.1.5 `num_steps` are extra ones when resuming."""
     config = deepcopy(lyra_tiny.config)
-    config.pipeline = tiny_pipeline_config(root, warm_start_steps=2)
+    config.pipeline = tiny_pipeline_config(root, **{"warm_start_steps": 2, **model_changes})
+    config._target = LyraTrainer
     config.max_num_iterations, config.steps_per_save = num_steps, 100
     config.output_dir, config.timestamp, config.vis = output, "run", "tensorboard"
     config.steps_per_eval_batch = config.steps_per_eval_image = config.steps_per_eval_all_images = 100

@@ -24,6 +24,7 @@ from lyra_ns.plugin.batches import Batches, BatchSettings, CachedBatches, Stream
 from lyra_ns.plugin.dataset import ClipDataset
 from lyra_ns.plugin.errors import MISSING_DATA, DataError, reading_data
 from lyra_ns.plugin.held_out import HeldOutViews
+from lyra_ns.plugin.prefetch import PrefetchedBatches
 from lyra_ns.plugin.scenes import SceneLibrary
 
 EVALUATION_SEED_SHIFT = 1_000_003
@@ -127,7 +128,14 @@ class LyraDataManager(VanillaDataManager[InputDataset]):
 
     @cached_property
     def _train_batches(self) -> Batches:
-        config, settings = self.config, self._settings(self.config.seed)
+        device = torch.device(self.device)
+        if device.type != "cuda" or self.config.cache == "device":
+            return self._read_batches(self.device)
+        return PrefetchedBatches(self._read_batches("cpu"), device)
+
+    def _read_batches(self, device: torch.device | str) -> Batches:
+        """Training batches on `device`, read when they are asked for."""
+        config, settings = self.config, replace(self._settings(self.config.seed), device=device)
         store, names = self.scenes.store, self.scenes.split.train
         if not names:
             raise DataError(

@@ -24,6 +24,7 @@ from lyra_ns.data.types import SceneBatch
 from lyra_ns.decoder import LatentGaussianDecoder
 from lyra_ns.decoder_graphs import GraphedDecoder
 from lyra_ns.gaussians import Gaussians, prune
+from lyra_ns.plugin.averaging import averaged_copy, decay_at, fitting_state, update_average
 from lyra_ns.plugin.errors import CheckpointMismatch, DataError, reading_data
 from lyra_ns.plugin.frozen import FrozenParts
 from lyra_ns.plugin.gauss_params import SH_C0, nothing_to_show, splatfacto_params, without_invalid
@@ -50,6 +51,8 @@ class LyraModel(SplatfactoModel):
     def populate_modules(self) -> None:
         """Build the decoder; nothing of the parent's, which would fetch LPIPS and place random points."""
         self.decoder = LatentGaussianDecoder(self.config.decoder)
+        decay = self.config.ema_decay
+        self.averaged = averaged_copy(self.decoder, decay) if decay else None
         self._graphed = GraphedDecoder(self.decoder) if self.config.use_cuda_graphs else None
         metadata = self.kwargs.get("metadata") or {}
         # Frozen networks live in a plain object: they belong neither into checkpoints nor to the optimiser.
@@ -86,8 +89,17 @@ class LyraModel(SplatfactoModel):
         )
 
     def describe_parts(self) -> list[str]:
-        """One line for each part in use: scan, renderer, codec, perceptual distance."""
-        return self._frozen.describe(self.decoder, self.device)
+        """One line for each part in use: scan, renderer, codec, perceptual distance, averaged weights."""
+        lines = self._frozen.describe(self.decoder, self.device)
+        if self.averaged is not None:
+            decay = self.config.ema_decay
+            lines.append(f"Evaluated, shown and exported: the moving average of the weights (decay {decay})")
+        return lines
+
+    @property
+    def settled_decoder(self) -> LatentGaussianDecoder:
+        """The decoder for everything but training: the averaged one where there is one."""
+        return self.decoder if self.averaged is None else self.averaged
 
     @property
     def prune_ratio(self) -> float:
@@ -98,7 +110,7 @@ class LyraModel(SplatfactoModel):
     def _decode_scene(self, request: SceneRequest) -> Gaussians:
         assert self._scenes is not None, "attach_scenes comes first"
         inputs = self._scenes.inputs(request.scene, request.trajectories)
-        reconstruct = self._frozen.reconstructor(self.decoder, self.device)
+        reconstruct = self._frozen.reconstructor(self.settled_decoder, self.device)
         gaussians = reconstruct(inputs.z, inputs.cameras, request.target_time)
         gaussians = without_invalid(gaussians.transform(inputs.reference_from_first.to(self.device)))
         self._centre_depth = float(gaussians.means[:, 2].median())
@@ -151,7 +163,8 @@ class LyraModel(SplatfactoModel):
             self._weights_version += 1
         scenes: SceneBatch = batch["scenes"]
         raw_latents, conditioning = self.condition(scenes)
-        gaussians = (self._graphed or self.decoder)(raw_latents, conditioning)
+        decode = (self._graphed or self.decoder) if self.training else self.settled_decoder
+        gaussians = decode(raw_latents, conditioning)
         kept = prune(gaussians, self.prune_ratio)
         if self.training and self.step < self.num_warm_start_steps:
             return vars(BatchOutputs(gaussians, kept, conditioning.rays, None))
@@ -190,6 +203,8 @@ class LyraModel(SplatfactoModel):
         if self.config.decoder.input_statistics and self.config.init_from == "none":
             raw_latents, conditioning = self.condition(batch)
             self.decoder.set_input_statistics(raw_latents, conditioning.plucker)
+        if self.averaged is not None:
+            self.averaged.load_state_dict(self.decoder.state_dict())
         self._weights_version += 1
 
     def get_param_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -199,8 +214,18 @@ class LyraModel(SplatfactoModel):
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
-        """Keep the step; densification, which the parent would do here, has no place."""
-        return [TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], self.update_to_step)]
+        """Keep the step and the averaged weights; the parent's densification has no place here."""
+        callbacks = [TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], self.update_to_step)]
+        if self.averaged is not None:
+            after = [TrainingCallbackLocation.AFTER_TRAIN_ITERATION]
+            callbacks.append(TrainingCallback(after, self.update_average))
+        return callbacks
+
+    def update_average(self, step: int) -> None:
+        """Move the averaged weights towards those that step `step` left."""
+        assert self.averaged is not None
+        update_average(self.averaged, self.decoder, decay_at(step, self.config.ema_decay))
+        self._weights_version += 1
 
     def update_to_step(self, step: int) -> None:
         """Set the step that warm start and pruning go by."""
@@ -209,8 +234,14 @@ class LyraModel(SplatfactoModel):
     def load_state_dict(
         self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load exactly these weights; CheckpointMismatch names what is missing and what is unexpected."""
+        """Load exactly these weights; CheckpointMismatch names what is missing and what is unexpected.
+
+        Averaged weights may be missing or too many: they start from the others or are left out.
+        """
         own = self.state_dict()
+        state_dict, change = fitting_state(state_dict, self.averaged is not None)
+        if change:
+            CONSOLE.log(f"lyra: {change}")
         missing, unexpected = sorted(own.keys() - state_dict.keys()), sorted(state_dict.keys() - own.keys())
         reshaped = [k for k in own.keys() & state_dict.keys() if own[k].shape != state_dict[k].shape]
         if missing or unexpected or reshaped:

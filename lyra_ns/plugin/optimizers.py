@@ -27,7 +27,16 @@ class DecoderAdamWConfig(OptimizerConfig):
     """`matrices` spares vectors (norms, biases, A_log, D, dt_bias); `all` is what the official code does."""
 
     def setup(self, params: list[Parameter]) -> torch.optim.Optimizer:
-        """One optimizer over `params`, so that gradient clipping sees all of them together."""
+        """One optimizer over `params`, so that gradient clipping sees all of them together.
+
+        ValueError for weights of less than float32, in which steps of this size would be lost.
+        """
+        coarse = {str(p.dtype).removeprefix("torch.") for p in params if p.dtype.itemsize < 4}
+        if coarse:
+            raise ValueError(
+                f"expected weights in float32, found {sorted(coarse)}: leave --pipeline.model.decoder.parity "
+                "off to train; matrix products run in bfloat16 on CUDA without it"
+            )
         decayed = [p for p in params if self.decay == "all" or p.ndim >= 2]
         spared = [p for p in params if self.decay != "all" and p.ndim < 2]
         groups = [

@@ -11,9 +11,18 @@ from nerfstudio.utils import profiler
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from lyra_ns.data.plans import SamplingConfig
+from lyra_ns.device_memory import free_bytes
 from lyra_ns.plugin.datamanager import LyraDataManager, LyraDataManagerConfig
 from lyra_ns.plugin.errors import DataError
+from lyra_ns.plugin.memory_policy import (
+    BatchSize,
+    advice,
+    batch_size_of,
+    expected_bytes,
+    out_of_memory_message,
+)
 from lyra_ns.plugin.model_config import LyraModelConfig
+from lyra_ns.recomputation import choose_policy
 
 
 @dataclass
@@ -62,11 +71,28 @@ class LyraPipeline(VanillaPipeline):
     @profiler.time_function
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """Outputs, losses and metrics of the next training batch."""
+        self._free_before_step, self._batch_size = free_bytes(torch.device(self.device)), None
         cameras, batch = self.datamanager.next_train(step)
         batch = {"scenes": self.model.complete(batch["pending"])}
+        self._batch_size = batch_size_of(batch["scenes"], self.config.model.decoder, self.model.prune_ratio)
         outputs = self._model(cameras, batch)  # not self.model: DDP hooks onto this call
         metrics = self.model.get_metrics_dict(outputs, batch)
         return outputs, self.model.get_loss_dict(outputs, batch, metrics), metrics
+
+    _batch_size: BatchSize | None = None
+    _free_before_step: int | None = None
+
+    def explain_out_of_memory(self, step: int, checkpoint: str) -> str:
+        """What the batch of `step` was expected to need and what needs less; ends with `checkpoint`."""
+        size, model = self._batch_size, self.config.model
+        parts: dict[str, int] = {}
+        options = ["--pipeline.datamanager.cache cpu", "fewer scenes or target views"]
+        if size is not None:
+            decoder = self.model.decoder
+            scan = decoder.scan.on_cuda if self.model.device.type == "cuda" else decoder.scan.on_cpu
+            policy = choose_policy(model.decoder, size.num_tokens, self.model.device, scan)
+            parts, options = expected_bytes(size, model, policy, scan), advice(size, model, policy)
+        return out_of_memory_message(step, size, parts, self._free_before_step, options, checkpoint)
 
     @profiler.time_function
     @torch.no_grad()
