@@ -1,30 +1,49 @@
 """The Cosmos tokenizer CV8x8x8 through diffusers' AutoencoderKLCosmos: the codec of real GEN3C latents.
 
-diffusers is imported when a codec is loaded, not before. Clips are encoded and decoded one at a time:
-at 121 x 704 x 1280 one clip takes about 30 GB, and the class's own tiling switch has no effect.
+diffusers is imported when a codec is loaded, not before. On a GPU clips are encoded by our own program over
+the same weights (`cosmos_encoder`), as many at a time as memory allows. diffusers' encode and decode take one
+clip at a time: at 121 x 704 x 1280 that is about 30 GB, and the class's own tiling switch has no effect.
 """
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lyra_ns.codec.cosmos_blocks import UnsupportedEncoder
+from lyra_ns.codec.cosmos_encoder import CosmosEncoder
 from lyra_ns.codec.interface import VideoLatentSpec
 from lyra_ns.codec.statistics import LatentStatistics
 
+logger = logging.getLogger(__name__)
+
+EncoderName = Literal["auto", "fast", "plain"]
+
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+DIGEST_DIGITS = 16
+"""Hexadecimal digits of the SHA-256 over weights and statistics that name a codec."""
 
 
 class CosmosCodec:
-    """AutoencoderKLCosmos behind the codec interface; bfloat16 on CUDA, float32 elsewhere, always frozen."""
+    """AutoencoderKLCosmos behind the codec interface; bfloat16 on CUDA, float32 elsewhere, always frozen.
 
-    def __init__(self, autoencoder: Any, statistics: LatentStatistics, name: str) -> None:
+    `encoder` says who encodes: `fast` our own program, `plain` diffusers (the truth for the other), `auto`
+    the fast one on CUDA. ValueError when `fast` cannot run this autoencoder; `auto` then logs so and takes
+    `plain`.
+    """
+
+    def __init__(
+        self, autoencoder: Any, statistics: LatentStatistics, name: str, encoder: EncoderName = "auto"
+    ) -> None:
         self._autoencoder = autoencoder.eval().requires_grad_(False)
+        self._encoder_name = encoder
         self.statistics = statistics
         config = autoencoder.config
         self.spec = VideoLatentSpec(
@@ -32,21 +51,55 @@ class CosmosCodec:
             config.latent_channels,
             config.temporal_compression_ratio,
             config.spatial_compression_ratio,
+            _digest(autoencoder, statistics),
         )
+        self._fast = self._prepared()
+
+    @property
+    def video_dtype(self) -> torch.dtype:
+        """Type in which videos are encoded: handing them over in it saves a copy and changes nothing."""
+        return self._autoencoder.dtype
+
+    @property
+    def encoding(self) -> str:
+        """Who encodes, and in which type: with the digest, all that the latents of a video depend on."""
+        return f"{'plain' if self._fast is None else 'fast'} {self.video_dtype}"
 
     def to(self, device: torch.device | str) -> CosmosCodec:
         """This codec, moved to `device` in place (the weights are too large to keep twice)."""
         dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+        self._fast = None  # its copies of weights go before the new ones come
         self._autoencoder.to(device=device, dtype=dtype)
         self.statistics = self.statistics.to(device)
+        self._fast = self._prepared()
         return self
 
     @torch.no_grad()
     def encode(self, video: Float[Tensor, "N 3 L H W"]) -> Float[Tensor, "N C T h w"]:
         """Raw latents, float32; the tokenizer has no sampling."""
         self.spec.latent_shape(*video.shape[2:])
+        if self._fast is not None:
+            return self._fast(video)
         clips = (self._autoencoder.encode(clip.to(self._autoencoder.dtype)) for clip in video.split(1))
         return torch.cat([clip.latent_dist.mode().float() for clip in clips])
+
+    def clips_at_once(self, num_frames: int, height: int, width: int) -> int:
+        """Clips of this size that `encode` takes through the network together, from the memory free now."""
+        return 1 if self._fast is None else self._fast.clips_at_once(num_frames, height, width)
+
+    def _prepared(self) -> CosmosEncoder | None:
+        is_wanted = self._encoder_name == "fast" or (
+            self._encoder_name == "auto" and self._autoencoder.device.type == "cuda"
+        )
+        if not is_wanted:
+            return None
+        try:
+            return CosmosEncoder(self._autoencoder)
+        except UnsupportedEncoder as error:
+            if self._encoder_name == "fast":
+                raise
+            logger.warning("the fast encoder cannot run this autoencoder (%s): diffusers encodes", error)
+            return None
 
     @torch.no_grad()
     def decode(self, raw: Float[Tensor, "N C T h w"]) -> Float[Tensor, "N 3 L H W"]:
@@ -63,7 +116,9 @@ class CosmosCodec:
         return self.statistics.from_diffusion(z)
 
 
-def load_cosmos_codec(location: str, device: torch.device | str = "cpu") -> CosmosCodec:
+def load_cosmos_codec(
+    location: str, device: torch.device | str = "cpu", encoder: EncoderName = "auto"
+) -> CosmosCodec:
     """The Cosmos codec of a diffusers folder (or its `vae` subfolder, or a file in it) or a hub id.
 
     An official `mean_std.pt` beside the weights takes precedence over the statistics in config.json.
@@ -91,7 +146,18 @@ def load_cosmos_codec(location: str, device: torch.device | str = "cpu") -> Cosm
             "AutoencoderKLCosmos.save_pretrained wrote"
         ) from error
     statistics = _statistics(autoencoder.config, folder)
-    return CosmosCodec(autoencoder, statistics, f"cosmos:{location}").to(device)
+    return CosmosCodec(autoencoder, statistics, f"cosmos:{location}", encoder).to(device)
+
+
+def _digest(autoencoder: Any, statistics: LatentStatistics) -> str:
+    """Fingerprint of all weights, taken as float32, and of the statistics."""
+    digest = hashlib.sha256()
+    tensors = {**autoencoder.state_dict(), "mean": statistics.mean, "std": statistics.std}
+    for name in sorted(tensors):
+        values = tensors[name].detach().float().cpu().contiguous()
+        digest.update(f"{name} {tuple(values.shape)}".encode())
+        digest.update(values.numpy())
+    return digest.hexdigest()[:DIGEST_DIGITS]
 
 
 def _weights_folder(path: Path) -> Path | None:
