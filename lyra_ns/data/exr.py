@@ -1,7 +1,7 @@
-"""OpenEXR in numpy: one channel in, one channel out. No native library.
+"""OpenEXR in numpy: one channel in, one channel out.
 
-Reads single-part scanline files with half, float or uint32 channels and NO, ZIPS or ZIP compression,
-which covers what depth writers produce; anything else is refused by name. Writes ZIP.
+Reads single-part scanline files with half, float or uint32 channels and NO, ZIPS or ZIP compression. Files of
+one channel with RLE, PIZ or PXR24 go to FFmpeg; anything else is refused by name. Writes ZIP.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from lyra_ns.data import exr_other
 
 MAGIC = 20000630
 VERSION = 2
@@ -43,6 +45,8 @@ def read_exr(content: bytes, channel: str = "Z") -> np.ndarray:
     """
     try:
         header = _read_header(content)
+        if header.compression not in ROWS_PER_BLOCK:
+            return exr_other.read_single_channel(content, header.compression, header.size)
         return _read_pixels(content, header, channel)
     except (struct.error, zlib.error, IndexError, KeyError) as error:
         raise ValueError(f"EXR data is damaged or cut short ({error!r}): write the file again") from error
@@ -84,9 +88,9 @@ def _read_header(content: bytes) -> _Header:
         position += 4 + size
     left, top, right, bottom = struct.unpack("<4i", attributes["dataWindow"])
     compression = attributes["compression"][0]
-    if compression not in ROWS_PER_BLOCK:
+    if compression not in ROWS_PER_BLOCK and compression not in exr_other.ROWS_PER_BLOCK:
         raise ValueError(
-            f"expected EXR compression NO, ZIPS or ZIP, found number {compression}: write with ZIP"
+            f"expected EXR compression NO, RLE, ZIPS, ZIP, PIZ or PXR24, found {compression}: write ZIP"
         )
     channels = _read_channels(attributes["channels"])
     return _Header(channels, compression, top, bottom - top + 1, right - left + 1, position + 1)
