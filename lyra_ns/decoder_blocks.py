@@ -18,6 +18,9 @@ from lyra_ns.gaussians import NUM_RAW_CHANNELS
 from lyra_ns.ssd import ScanBackend, ScanWeights
 
 
+RMS_EPS = 1e-5
+"""Floor of the mean square in the norms of the Mamba-2 layers."""
+
 class PatchEmbedding(nn.Module):
     """Tokens of non-overlapping patches of one latent frame."""
 
@@ -36,24 +39,23 @@ class PatchEmbedding(nn.Module):
 
 
 class DirectedScan(nn.Module):
-    """One direction of a Mamba-2 layer, with its own weights."""
+    """The weights of one direction of a Mamba-2 layer."""
 
-    def __init__(self, config: DecoderConfig, scan: ScanBackend) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.scan = scan
         inner, num_heads = config.inner_width, config.inner_width // config.head_dim
         channels = inner + 2 * config.state_size
         self.conv1d = nn.Conv1d(channels, channels, config.conv_size, groups=channels)
         self.dt_bias = nn.Parameter(_initial_step_bias(num_heads))
         self.A_log = nn.Parameter(torch.empty(num_heads).uniform_(1.0, 16.0).log())
         self.D = nn.Parameter(torch.ones(num_heads))
-        self.norm = nn.RMSNorm(inner, eps=1e-5)
+        self.norm = nn.RMSNorm(inner, eps=RMS_EPS)
 
-    def forward(self, projected: Float[Tensor, "B N projected"]) -> Float[Tensor, "B N inner"]:
-        """The scanned tokens."""
+    def forward(self) -> ScanWeights:
+        """The weights as the scan takes them, which runs both directions at once where it can."""
         bias = self.conv1d.bias
         assert bias is not None
-        weights = ScanWeights(
+        return ScanWeights(
             conv_weight=self.conv1d.weight[:, 0],
             conv_bias=bias,
             step_bias=self.dt_bias,
@@ -61,7 +63,7 @@ class DirectedScan(nn.Module):
             skip=self.D,
             norm_weight=self.norm.weight,
         )
-        return self.scan(projected, weights)
+            eps=RMS_EPS,
 
 
 def _initial_step_bias(num_heads: int) -> Tensor:
@@ -78,14 +80,14 @@ class BidirectionalMamba(nn.Module):
         inner = config.inner_width
         projected = 2 * inner + 2 * config.state_size + inner // config.head_dim
         self.in_proj = nn.Linear(config.width, projected, bias=False)
-        self.mamba_scans = nn.ModuleList([DirectedScan(config, scan) for _ in range(2)])
+        self.scan = scan
+        self.mamba_scans = nn.ModuleList([DirectedScan(config) for _ in range(2)])
         self.out_proj = nn.Linear(inner, config.width, bias=False)
 
     def forward(self, tokens: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
         """Update of the tokens."""
-        forwards, backwards = self.mamba_scans
-        projected = self.in_proj(tokens)
-        return self.out_proj(forwards(projected) + backwards(projected.flip(1)).flip(1))
+        forwards, backwards = (direction() for direction in self.mamba_scans)
+        return self.out_proj(self.scan.both_directions(self.in_proj(tokens), forwards, backwards))
 
 
 class MambaBlock(nn.Module):
@@ -93,12 +95,19 @@ class MambaBlock(nn.Module):
 
     def __init__(self, config: DecoderConfig, scan: ScanBackend) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(config.width, eps=1e-5)
+        self.norm = nn.RMSNorm(config.width, eps=RMS_EPS)
         self.mamba = BidirectionalMamba(config, scan)
 
     def forward(self, tokens: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
         """The tokens after the block."""
-        return tokens + self.mamba(self.norm(tokens))
+        if self.mamba.scan.form_on(tokens.device) != "fused":
+            return tokens + self.mamba(self.norm(tokens))
+        from lyra_ns.kernels.residual_norm import branch_norm
+
+        # In the dtype of the products, so that automatic mixed precision makes no copy of its own.
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else tokens.dtype
+        tokens, normed = branch_norm(tokens, self.norm.weight, RMS_EPS, dtype)
+        return tokens + self.mamba(normed)
 
 
 class Attention(nn.Module):

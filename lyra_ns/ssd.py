@@ -7,9 +7,10 @@ linear recurrence
 
 the gate SiLU(z) and a root-mean-square norm (gate first): what `mamba_split_conv1d_scan_combined` of
 mamba-ssm computes (lyra_decoder.md 1.4). `reference` is the recurrence itself and the truth for the others;
-`chunked` does the same with matrix products; `mamba_ssm` calls the Triton kernels. The step dt, the decay and
-the states are float32 (float64 for float64 tokens) in both torch forms; the kernels hand states from chunk to
-chunk in the type of the tokens. ssd_states.py holds the recurrence and its chunked form.
+`chunked` does the same with matrix products; `mamba_ssm` calls the Triton kernels; `fused` scans both
+directions of a layer at once, in kernels of our own around the state scan (ssd_bidirectional.py). The step
+dt, the decay and the states are float32 (float64 for float64 tokens) in both torch forms; the kernels hand
+states from chunk to chunk in the type of the tokens. ssd_states.py holds the recurrence and its chunked form.
 
 The paper's A, B, C, D and dt are called decay, write, read, skip and step here. Shape letters: B batch,
 N tokens, H heads, P channels of a head, I = H P inner channels, G groups that share write and read, S state
@@ -21,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -30,7 +31,7 @@ from torch.nn import functional
 
 from lyra_ns.ssd_states import chunked_states, recurrent_states
 
-ScanName = Literal["auto", "reference", "chunked", "mamba_ssm"]
+ScanName = Literal["auto", "reference", "chunked", "mamba_ssm", "fused"]
 
 KERNEL_CHUNK = 256
 """Tokens of a chunk in the Triton kernels, the official number."""
@@ -194,35 +195,68 @@ class ScanBackend:
     reason: str
     """Why, for logs."""
 
+    def form_on(self, device: torch.device) -> ScanName:
+        """The form that runs on `device`; ValueError if it needs CUDA and the device is none."""
+        form = self.on_cuda if device.type == "cuda" else self.on_cpu
+        if form in ("mamba_ssm", "fused") and device.type != "cuda":
+            raise ValueError(f"the scan backend {form} needs CUDA tensors, found {device.type}: choose auto")
+        return form
+
     def __call__(
         self, projected: Float[Tensor, "B N projected"], weights: ScanWeights
     ) -> Float[Tensor, "B N I"]:
         """One whole scan over `projected` [gate I | x I | B G S | C G S | dt H]."""
-        form = self.on_cuda if projected.is_cuda else self.on_cpu
+        form = self.form_on(projected.device)
+        if form == "fused":
+            raise ValueError("the scan backend fused has no single direction: call both_directions")
         if form == "mamba_ssm":
-            if not projected.is_cuda:
-                raise ValueError("the scan backend mamba_ssm needs CUDA tensors, found the CPU: choose auto")
             return scan_in_kernels(projected, weights)
         return scan_in_torch(projected, weights, recurrent_states if form == "reference" else chunked_states)
+
+    def both_directions(
+        self, projected: Float[Tensor, "B N projected"], forwards: ScanWeights, backwards: ScanWeights
+    ) -> Float[Tensor, "B N I"]:
+        """The scan with `forwards` plus that with `backwards` over the reversed sequence, reversed back."""
+        if self.form_on(projected.device) != "fused":
+            return self(projected, forwards) + self(projected.flip(1), backwards).flip(1)
+        from lyra_ns.ssd_bidirectional import kernel_stages, scan_both_directions
+
+        return scan_both_directions(projected, forwards, backwards, kernel_stages())
 
 
 def choose_scan_backend(name: ScanName = "auto") -> ScanBackend:
     """The backend `name`, or with auto the fastest form for each device; ValueError if it cannot run here."""
     if name in ("reference", "chunked"):
         return ScanBackend(name, name, "as asked")
-    obstacle = _why_no_mamba_ssm()
     if name == "mamba_ssm":
-        if obstacle:
+        if obstacle := why_no_mamba_ssm():
             raise ValueError(
                 f"the scan backend mamba_ssm cannot run here ({obstacle}): pip install 'lyra-ns[cuda]' on a "
                 "CUDA machine, or choose the backend auto or chunked"
             )
         return ScanBackend(name, name, "as asked")
+    if name == "fused":
+        if obstacle := why_no_fused():
+            raise ValueError(
+                f"the scan backend fused cannot run here ({obstacle}): it needs a CUDA device and a working "
+                "triton, or choose the backend auto or chunked"
+            )
+        return ScanBackend(name, name, "as asked")
     if name != "auto":
-        raise ValueError(f"the scan backend must be auto, reference, chunked or mamba_ssm, found {name!r}")
-    if obstacle:
-        return ScanBackend("chunked", "chunked", obstacle)
-    return ScanBackend("chunked", "mamba_ssm", "mamba-ssm imports")
+        raise ValueError(f"the scan backend must be one of {', '.join(get_args(ScanName))}, found {name!r}")
+    return _fastest_backend()
+
+
+def _fastest_backend() -> ScanBackend:
+    """Chunks in main memory; on CUDA our kernels, else those of mamba-ssm, else chunks, whichever run."""
+    no_fused = why_no_fused()
+    if not no_fused:
+        return ScanBackend("chunked", "fused", "triton works")
+    no_mamba_ssm = why_no_mamba_ssm()
+    if not no_mamba_ssm:
+        return ScanBackend("chunked", "mamba_ssm", f"mamba-ssm imports, but {no_fused}")
+    reasons = dict.fromkeys((no_fused, no_mamba_ssm))  # without a CUDA device both are the same
+    return ScanBackend("chunked", "chunked", "; ".join(reasons))
 
 
 def describe_scan_backend(backend: ScanBackend) -> str:
@@ -233,7 +267,7 @@ def describe_scan_backend(backend: ScanBackend) -> str:
 
 
 @cache
-def _why_no_mamba_ssm() -> str:
+def why_no_mamba_ssm() -> str:
     """What keeps the Triton kernels from running, empty if nothing does."""
     if not torch.cuda.is_available():
         return "no CUDA device"
@@ -245,4 +279,20 @@ def _why_no_mamba_ssm() -> str:
         RuntimeError,
     ) as error:  # a wheel built for another torch fails in many ways
         return f"mamba-ssm does not import: {error}"
+    return ""
+
+
+@cache
+def why_no_fused() -> str:
+    """What keeps our own Triton kernels from running, empty if nothing does: a small one is built and run."""
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    try:
+        from lyra_ns.kernels.residual_norm import branch_norm
+
+        tokens = torch.ones(1, 1, 16, device="cuda")
+        branch_norm(tokens, tokens[0, 0], 1e-5, torch.float32)
+        torch.cuda.synchronize()
+    except Exception as error:  # without a compiler or headers, triton fails in many ways
+        return f"triton does not work: {type(error).__name__}: {error}"
     return ""

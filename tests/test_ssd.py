@@ -136,7 +136,7 @@ def test_backend_is_chosen_and_named() -> None:
 
 def test_unusable_backend_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asking for the kernels where they cannot run is an error, not a silent change."""
-    monkeypatch.setattr(ssd, "_why_no_mamba_ssm", lambda: "no CUDA device")
+    monkeypatch.setattr(ssd, "why_no_mamba_ssm", lambda: "no CUDA device")
     with pytest.raises(ValueError, match=r"no CUDA device.*pip install"):
         choose_scan_backend("mamba_ssm")
     assert "no CUDA device" in ssd.describe_scan_backend(choose_scan_backend("auto"))
@@ -144,7 +144,7 @@ def test_unusable_backend_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_kernels_refuse_cpu_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder built for the kernels but left on the CPU says so."""
-    monkeypatch.setattr(ssd, "_why_no_mamba_ssm", lambda: "")
+    monkeypatch.setattr(ssd, "why_no_mamba_ssm", lambda: "")
     projected, weights = make_case(1, 3, 1, 1, seed=5)
     with pytest.raises(ValueError, match="needs CUDA tensors"):
         choose_scan_backend("mamba_ssm")(projected, weights)

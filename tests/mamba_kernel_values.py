@@ -1,0 +1,108 @@
+"""Runs the kernels around the Mamba-2 scan in triton's interpreter, in float32 on the CPU, beside torch.
+
+    TRITON_INTERPRET=1 python tests/mamba_kernel_values.py convolution
+
+prints, as JSON, for each case the largest relative error of every result and gradient by its name. A program
+of its own, because the interpreter must be chosen before triton is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lyra_ns.kernels import convolution, gated_norm, residual_norm
+from lyra_ns.ssd_bidirectional import convolve_in_torch, join_in_torch
+
+Errors = dict[str, float]
+
+
+def compare(
+    kernel: Callable[..., tuple[Tensor, ...]],
+    truth: Callable[..., tuple[Tensor, ...]],
+    inputs: dict[str, Tensor],
+) -> Errors:
+    """Errors of all results, and of the gradients of all inputs under a random weighting of the results."""
+    leaves = [tensor.requires_grad_() for tensor in inputs.values()]
+    found, expected = kernel(*leaves), truth(*leaves)
+    weightings = [torch.randn_like(tensor) for tensor in expected]
+    gradients = [
+        torch.autograd.grad(sum((a * b).sum() for a, b in zip(results, weightings, strict=True)), leaves)
+        for results in (found, expected)
+    ]
+    errors = {f"result {i}": error(*pair) for i, pair in enumerate(zip(found, expected, strict=True))}
+    pairs = zip(inputs, *gradients, strict=True)
+    return errors | {f"gradient of {name}": error(a, b) for name, a, b in pairs}
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """Largest difference relative to the largest value."""
+    assert found.shape == expected.shape
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+def compare_convolution(batch: int, tokens: int, inner: int, state: int, heads: int, taps: int) -> Errors:
+    """Both directions' convolution; the sizes may end inside a block of the kernel."""
+    channels = inner + 2 * state
+    inputs = {
+        "projected": torch.randn(batch, tokens, inner + channels + heads),
+        "weight": torch.randn(2, taps, channels),
+        "bias": torch.randn(2, channels),
+    }
+    return compare(
+        lambda *leaves: convolution.convolve_both_directions(*leaves, inner),
+        lambda *leaves: convolve_in_torch(*leaves, inner),
+        inputs,
+    )
+
+
+def compare_gated_norm(batch: int, tokens: int, inner: int) -> Errors:
+    """Gate, norm and sum, with the gate a slice of wider rows."""
+    inputs = {
+        "y": torch.randn(batch, tokens, 2, inner),
+        "projected": torch.randn(batch, tokens, inner + 5),
+        "weight": torch.randn(2, inner),
+    }
+    return compare(
+        lambda y, rows, weight: (gated_norm.gated_norm_sum(y, rows[..., :inner], weight, 1e-5),),
+        lambda y, rows, weight: (join_in_torch(y, rows[..., :inner], weight, 1e-5),),
+        inputs,
+    )
+
+
+def compare_branch_norm(batch: int, tokens: int, width: int) -> Errors:
+    """The norm of a branch, and the stream past it."""
+    inputs = {"stream": torch.randn(batch, tokens, width), "weight": torch.randn(width)}
+    return compare(
+        lambda stream, weight: residual_norm.branch_norm(stream, weight, 1e-5, torch.float32),
+        lambda stream, weight: (stream, nn.functional.rms_norm(stream, (width,), weight, 1e-5)),
+        inputs,
+    )
+
+
+CASES: dict[str, list[Callable[[], Errors]]] = {
+    "convolution": [
+        lambda: compare_convolution(2, 13, 32, 16, 4, 4),
+        lambda: compare_convolution(1, 3, 70, 6, 3, 4),
+        lambda: compare_convolution(2, 1, 8, 4, 1, 4),
+        lambda: compare_convolution(1, 9, 12, 4, 2, 3),
+    ],
+    "gated_norm": [
+        lambda: compare_gated_norm(2, 13, 32),
+        lambda: compare_gated_norm(1, 1, 12),
+        lambda: compare_gated_norm(3, 8, 5),
+    ],
+    "branch_norm": [lambda: compare_branch_norm(2, 13, 32), lambda: compare_branch_norm(1, 1, 5)],
+}
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    # Several programs per sequence, although it is short.
+    convolution.TILE_BYTES = 1024  # 4 tokens, as in bfloat16
+    convolution.FORWARD_TOKENS = convolution.BACKWARD_TOKENS = 8
+    gated_norm.BACKWARD_TOKENS = residual_norm.BACKWARD_TOKENS = 8
+    print(json.dumps([case() for case in CASES[sys.argv[1]]]))
