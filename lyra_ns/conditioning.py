@@ -11,10 +11,10 @@ channels, T latent frames, h w latent cells.
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -22,8 +22,16 @@ from torch import Tensor
 
 from lyra_ns.cameras import CameraPath, RayGrid, plucker_map, ray_grid
 from lyra_ns.codec.interface import VideoCodec
+from lyra_ns.conditioning_cache import LatentCache, LatentFolder, default_cache_folder
 
 RayDtype = Literal["float32", "bfloat16"]
+
+CHEAP_VIEWS = 8
+"""Views whose maps are encoded together by a codec that is no network."""
+KEY_FORMAT = 1
+"""Part of all keys; raised when maps of the same cameras come to be computed differently."""
+RAYS_AT_ONCE = 2**23
+"""Rays computed at one time: they are needed in float32, the maps only in the codec's type."""
 
 
 @dataclass(frozen=True)
@@ -56,54 +64,49 @@ class Conditioning:
         )
 
 
-class LatentCache:
-    """Encoded maps by content, the least recently used thrown out first."""
+@runtime_checkable
+class NetworkCodec(Protocol):
+    """A codec whose encoder is a network: worth a cache on disk, and too large for many views at once."""
 
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.num_bytes = 0
-        self._entries: OrderedDict[str, Tensor] = OrderedDict()
+    @property
+    def encoding(self) -> str:
+        """Who encodes, and in which type."""
+        ...
 
-    def __len__(self) -> int:
-        return len(self._entries)
+    @property
+    def video_dtype(self) -> torch.dtype:
+        """Type in which videos go in."""
+        ...
 
-    def get(self, key: str) -> Tensor | None:
-        """The entry under `key`, None if it is not there."""
-        if key in self._entries:
-            self._entries.move_to_end(key)
-        return self._entries.get(key)
-
-    def put(self, key: str, latents: Tensor) -> None:
-        """Keep `latents`, and let go of older entries until all fit."""
-        if key in self._entries:
-            self.num_bytes -= self._entries.pop(key).nbytes
-        self._entries[key] = latents
-        self.num_bytes += latents.nbytes
-        while self.num_bytes > self.max_bytes:
-            _, oldest = self._entries.popitem(last=False)
-            self.num_bytes -= oldest.nbytes
+    def clips_at_once(self, num_frames: int, height: int, width: int) -> int:
+        """Clips of this size that memory allows to encode together."""
+        ...
 
 
 class ConditioningBuilder:
     """Builds the conditioning of camera paths with one codec.
 
-    Cameras and codec must be on the same device. Ray maps are encoded in groups of `views_at_once`: all
-    views of a scene for a cheap codec, 1 for the full-size Cosmos encoder. `plucker_dtype` and `ray_dtype`
-    say in which type rays are computed; bfloat16 is the official regime (lyra_decoder.md 1.10). The results
-    are float32 either way. With `max_cache_bytes` 0 nothing is kept, and a GPU is never waited for: the keys
-    of the cache are made from the cameras' content on the host.
+    Cameras and codec must be on the same device. Ray maps exist and are encoded in groups of `views_at_once`
+    views; None lets a network say how many its memory allows. `plucker_dtype` and `ray_dtype` say in which
+    type rays are computed; bfloat16 is the official regime (lyra_decoder.md 1.10). The results are float32
+    either way.
+
+    What was encoded is kept in memory up to `max_cache_bytes`, and in `cache_folder` from one run to the
+    next; `auto` is the user's cache folder for a network with a known digest and none for other codecs, None
+    is no folder. Without either nothing is kept and a GPU is never waited for: keys are made on the host.
     """
 
     def __init__(
         self,
         codec: VideoCodec,
         cell_size: int,
-        views_at_once: int = 8,
+        views_at_once: int | None = None,
         plucker_dtype: RayDtype = "float32",
         ray_dtype: RayDtype = "float32",
         max_cache_bytes: int = 2**30,
+        cache_folder: Path | Literal["auto"] | None = "auto",
     ) -> None:
-        if views_at_once < 1:
+        if views_at_once is not None and views_at_once < 1:
             raise ValueError(f"views_at_once must be at least 1, found {views_at_once}")
         self.codec = codec
         self.cell_size = cell_size
@@ -111,6 +114,7 @@ class ConditioningBuilder:
         self.plucker_dtype = plucker_dtype
         self.ray_dtype = ray_dtype
         self.cache = LatentCache(max_cache_bytes)
+        self.folder = _latent_folder(codec, cache_folder)
 
     @torch.no_grad()
     def build(self, cameras: CameraPath, target_time: Float[Tensor, " B"] | None = None) -> Conditioning:
@@ -153,10 +157,22 @@ class ConditioningBuilder:
         return latents.unflatten(0, (num_scenes, num_views))
 
     def _encode_rays(self, views: CameraPath) -> Float[Tensor, "N C2 T h w"]:
-        cameras = _in_dtype(views, self.plucker_dtype)
-        maps = plucker_map(ray_grid(cameras, cameras.height, cameras.width)).float()
-        videos = maps.movedim(-1, 1)  # [N, 6, L, H, W]
-        return torch.cat([self.codec.encode(videos[:, :3]), self.codec.encode(videos[:, 3:])], 1)
+        latents = self.codec.encode(self._ray_videos(views).flatten(0, 1))
+        return torch.cat(latents.chunk(2), 1)
+
+    def _ray_videos(self, views: CameraPath) -> Float[Tensor, "2 N 3 L H W"]:
+        """Moment videos, then direction videos, in the codec's type; built a few frames at a time."""
+        num_views, num_frames = views.shape
+        height, width = views.height, views.width
+        dtype = self.codec.video_dtype if isinstance(self.codec, NetworkCodec) else torch.float32
+        videos = views.intrinsics.new_empty(2, num_views, 3, num_frames, height, width, dtype=dtype)
+        step = max(RAYS_AT_ONCE // (num_views * height * width), 1)
+        for start in range(0, num_frames, step):
+            frames = slice(start, start + step)
+            cameras = _in_dtype(views[:, frames], self.plucker_dtype)
+            maps = plucker_map(ray_grid(cameras, height, width)).unflatten(-1, (2, 3))
+            videos[:, :, :, frames] = maps.permute(4, 0, 5, 1, 2, 3)
+        return videos
 
     def _encoded_times(self, cameras: CameraPath, times: Float[Tensor, "B L"]) -> Float[Tensor, "B C T h w"]:
         return self._cached(
@@ -174,27 +190,65 @@ class ConditioningBuilder:
         encode: Callable[[slice | list[int]], Tensor],
     ) -> Tensor:
         """Latents of the rows of `content`; what is not kept comes from `encode(rows)`, equal ones once."""
-        if not self.cache.max_bytes:
-            size = self.views_at_once
+        size = self._group_size(cameras)
+        if not self.cache.max_bytes and self.folder is None:
             groups = [encode(slice(row, row + size)).float() for row in range(0, len(content), size)]
             return torch.cat(groups)
         keys = self._keys(kind, cameras, content)
-        found = {key: latents for key in keys if (latents := self.cache.get(key)) is not None}
+        found = {key: latents for key in keys if (latents := self._kept(key, content.device)) is not None}
         missing = {key: row for row, key in enumerate(keys) if key not in found}
-        rows, size = list(missing.values()), self.views_at_once
+        rows = list(missing.values())
         for start in range(0, len(rows), size):
             group = rows[start : start + size]
             for row, latents in zip(group, encode(group).float(), strict=True):
                 found[keys[row]] = latents.clone()  # a view would keep the whole group alive
-                self.cache.put(keys[row], found[keys[row]])
+                self._keep(keys[row], found[keys[row]])
         return torch.stack([found[key] for key in keys])
+
+    def _group_size(self, cameras: CameraPath) -> int:
+        """Views of one group; each has two maps."""
+        if self.views_at_once is not None:
+            return self.views_at_once
+        if not isinstance(self.codec, NetworkCodec):
+            return CHEAP_VIEWS
+        return max(self.codec.clips_at_once(cameras.shape[2], cameras.height, cameras.width) // 2, 1)
+
+    def _kept(self, key: str, device: torch.device) -> Tensor | None:
+        latents = self.cache.get(key)
+        if latents is None and self.folder is not None:
+            latents = self.folder.get(key)
+            if latents is not None:
+                latents = latents.to(device)
+                self.cache.put(key, latents)
+        return latents
+
+    def _keep(self, key: str, latents: Tensor) -> None:
+        self.cache.put(key, latents)
+        if self.folder is not None:
+            self.folder.put(key, latents)
 
     def _keys(self, kind: str, cameras: CameraPath, content: Float[Tensor, "N *any"]) -> list[str]:
         """For each row of `content` a digest of everything that its encoded map depends on."""
-        size = (cameras.height, cameras.width, content.shape[1:])
-        settings = repr((kind, size, self.codec.spec, self.plucker_dtype, str(content.device))).encode()
-        rows = content.detach().cpu().contiguous().numpy()
-        return [hashlib.sha256(settings + row.tobytes()).hexdigest() for row in rows]
+        codec = self.codec
+        weights = codec.spec.digest or repr(codec.spec)
+        encoding = codec.encoding if isinstance(codec, NetworkCodec) else ""
+        size = (cameras.height, cameras.width, tuple(content.shape[1:]))
+        settings = repr((KEY_FORMAT, kind, size, weights, encoding, self.plucker_dtype, content.device.type))
+        rows = content.detach().float().cpu().contiguous().numpy()
+        return [hashlib.sha256(settings.encode() + row.tobytes()).hexdigest() for row in rows]
+
+
+def _latent_folder(codec: VideoCodec, cache_folder: Path | Literal["auto"] | None) -> LatentFolder | None:
+    """The folder that `cache_folder` asks for; ValueError if the codec has no digest of its weights."""
+    is_network = isinstance(codec, NetworkCodec) and bool(codec.spec.digest)
+    if cache_folder is None or (cache_folder == "auto" and not is_network):
+        return None
+    if not codec.spec.digest:
+        raise ValueError(
+            f"to keep encoded maps in {cache_folder} the codec needs a digest of its weights, found "
+            f"{codec.spec.codec} without: set cache_folder to None"
+        )
+    return LatentFolder(default_cache_folder() if cache_folder == "auto" else Path(cache_folder))
 
 
 def time_video(times: Float[Tensor, "B L"], height: int, width: int) -> Float[Tensor, "B 3 L H W"]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from lyra_ns import conditioning as conditioning_room
 from lyra_ns.cameras import CameraPath, cell_centres, plucker_map, ray_grid
 from lyra_ns.codec.interface import VideoLatentSpec
-from lyra_ns.conditioning import ConditioningBuilder, LatentCache, time_video
+from lyra_ns.conditioning import Conditioning, ConditioningBuilder, time_video
 
 
 class AveragingCodec:
@@ -38,6 +40,27 @@ class AveragingCodec:
         raise NotImplementedError
 
     to_diffusion = from_diffusion = decode
+
+
+class NetworkCodecForTests(AveragingCodec):
+    """The same with all that tells a costly encoder."""
+
+    def __init__(self, digest: str = "d", encoding: str = "fast", video_dtype: Any = torch.bfloat16) -> None:
+        super().__init__()
+        self.spec = VideoLatentSpec("network", num_channels=3, digest=digest)
+        self.encoding, self.video_dtype = encoding, video_dtype
+        self.asked: list[tuple[int, int, int]] = []
+        self.dtypes: set[torch.dtype] = set()
+
+    def clips_at_once(self, num_frames: int, height: int, width: int) -> int:
+        """Two views and a half."""
+        self.asked.append((num_frames, height, width))
+        return 5
+
+    def encode(self, video: Tensor) -> Tensor:
+        """Means, and a note of the type."""
+        self.dtypes.add(video.dtype)
+        return super().encode(video.float())
 
 
 def make_cameras(scenes: int = 2, views: int = 3, frames: int = 9, seed: int = 0) -> CameraPath:
@@ -91,7 +114,7 @@ def test_views_are_encoded_once() -> None:
     moved = cameras.camera_to_world.clone()
     moved[0, 1, 4, 0, 3] += 1e-4
     builder.build(replace(cameras, camera_to_world=moved))
-    assert codec.batches == [1, 1]
+    assert codec.batches == [2]
     codec.batches.clear()
     builder.build(replace(cameras, intrinsics=cameras.intrinsics * 1.1))
     builder.build(cameras.resized(48, 64))
@@ -104,7 +127,7 @@ def test_equal_views_of_one_batch_are_encoded_once() -> None:
     cameras = make_cameras()
     twice = cameras[:, [0, 1, 0]]
     plucker = ConditioningBuilder(codec, 8).build(twice).plucker
-    assert codec.batches == [4, 4]
+    assert codec.batches == [8]
     assert torch.equal(plucker[:, 0], plucker[:, 2])
     assert torch.equal(plucker, ConditioningBuilder(codec, 8).build(cameras).plucker[:, [0, 1, 0]])
 
@@ -114,23 +137,82 @@ def test_large_encoders_get_few_views_at_once() -> None:
     one_by_one, together = AveragingCodec(), AveragingCodec()
     streamed = ConditioningBuilder(one_by_one, 8, views_at_once=1).build(make_cameras())
     batched = ConditioningBuilder(together, 8, views_at_once=4).build(make_cameras())
-    assert one_by_one.batches == [1] * 12
-    assert together.batches == [4, 4, 2, 2]
+    assert one_by_one.batches == [2] * 6  # each time a moment and a direction video
+    assert together.batches == [8, 4]
     torch.testing.assert_close(streamed.plucker, batched.plucker)
 
 
-def test_cache_forgets_the_least_recently_used() -> None:
-    """The limit counts bytes, and a look renews an entry."""
-    cache = LatentCache(max_bytes=2 * 40)
-    for key in ("a", "b"):
-        cache.put(key, torch.zeros(10))
-    assert cache.get("a") is not None
-    cache.put("c", torch.zeros(10))
-    assert cache.get("b") is None
-    assert cache.get("a") is not None
-    assert (len(cache), cache.num_bytes) == (2, 80)
-    cache.put("large", torch.zeros(100))
-    assert (len(cache), cache.num_bytes) == (0, 0)
+def test_maps_are_built_a_few_frames_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rays of one frame, or of some, exist at a time; the encoder sees the same videos."""
+    cameras = make_cameras()
+    expected = ConditioningBuilder(AveragingCodec(), 8).build(cameras).plucker
+    sizes: list[int] = []
+    whole = conditioning_room.ray_grid
+
+    def counted(cameras: CameraPath, height: int, width: int) -> Any:
+        sizes.append(cameras.shape.numel() * height * width)
+        return whole(cameras, height, width)
+
+    monkeypatch.setattr(conditioning_room, "ray_grid", counted)
+    for limit, largest in ((4 * 2 * 24 * 32, 4 * 2 * 24 * 32), (1, 4 * 24 * 32)):
+        monkeypatch.setattr(conditioning_room, "RAYS_AT_ONCE", limit)
+        sizes.clear()
+        found = ConditioningBuilder(AveragingCodec(), 8, views_at_once=4).build(cameras).plucker
+        assert max(sizes) == largest
+        assert torch.equal(found, expected)
+
+
+def test_networks_say_how_many_views_and_in_which_type() -> None:
+    """A network is asked what its memory allows and gets its videos in its own type."""
+    codec = NetworkCodecForTests()
+    ConditioningBuilder(codec, 8, cache_folder=None).build(make_cameras(1, 5))
+    assert codec.batches == [4, 4, 2]  # five clips at once are two views
+    assert codec.asked == [(9, 24, 32)]
+    assert codec.dtypes == {torch.bfloat16}
+
+
+def test_folder_is_for_networks_unless_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what is dear to encode goes to the user's cache folder by itself."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    builder = ConditioningBuilder(NetworkCodecForTests(), 8)
+    assert builder.folder is not None
+    assert builder.folder.folder == tmp_path / "lyra_ns" / "ray_maps"
+    assert ConditioningBuilder(AveragingCodec(), 8).folder is None
+    assert ConditioningBuilder(NetworkCodecForTests(), 8, cache_folder=None).folder is None
+    without_digest = NetworkCodecForTests(digest="")
+    assert ConditioningBuilder(without_digest, 8).folder is None
+    with pytest.raises(ValueError, match="needs a digest of its weights, found network without"):
+        ConditioningBuilder(without_digest, 8, cache_folder=tmp_path)
+
+
+@pytest.mark.parametrize("max_cache_bytes", [2**30, 0])
+def test_another_run_finds_what_was_encoded(tmp_path: Path, max_cache_bytes: int) -> None:
+    """Same numbers, nothing encoded, times included; other weights, types or rays share nothing."""
+    cameras, target = make_cameras(), torch.tensor([0.25, 0.5])
+
+    def run(**settings: Any) -> tuple[Conditioning, list[int]]:
+        codec = NetworkCodecForTests(**{"digest": "d", **settings.pop("codec", {})})
+        builder = ConditioningBuilder(
+            codec, 8, max_cache_bytes=max_cache_bytes, cache_folder=tmp_path, **settings
+        )
+        return builder.build(cameras, target), codec.batches
+
+    first, batches = run()
+    assert sum(batches) == 2 * 6 + 1 + 2
+    assert len(list(tmp_path.iterdir())) == 6 + 1 + 2
+    again, batches = run(ray_dtype="bfloat16")  # rays of cells are not encoded
+    assert batches == []
+    assert torch.equal(again.plucker, first.plucker)
+    assert again.time is not None
+    assert first.time is not None
+    assert torch.equal(again.time, first.time)
+    others: list[dict[str, Any]] = [
+        {"plucker_dtype": "bfloat16"},
+        {"codec": {"digest": "e"}},
+        {"codec": {"encoding": "plain"}},
+    ]
+    for other in others:
+        assert sum(run(**other)[1]) == 15
 
 
 def test_builder_without_cache_still_builds() -> None:

@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from lyra_ns.cameras import CameraPath
 from lyra_ns.codec import cosmos_layers
 from lyra_ns.codec.cosmos import CosmosCodec
 from lyra_ns.codec.cosmos_blocks import UnsupportedEncoder
 from lyra_ns.codec.cosmos_encoder import CosmosEncoder, is_still
 from lyra_ns.codec.statistics import LatentStatistics
+from lyra_ns.conditioning import ConditioningBuilder
 
 
 def make_autoencoder(seed: int = 0, **settings):
@@ -125,7 +127,7 @@ def test_codec_takes_the_encoder_it_is_told(autoencoder):
     assert not torch.equal(found, expected)  # else one of the two was not used
 
 
-def test_unknown_forms_are_refused_or_left_to_diffusers(monkeypatch):
+def test_unknown_forms_are_refused_or_left_to_diffusers():
     other = make_autoencoder(2)
     other.encoder.norm_out.num_groups = 2
     with pytest.raises(UnsupportedEncoder, match="one group per frame, found 2"):
@@ -165,3 +167,26 @@ def test_kernels_equal_torch():
     script = Path(__file__).with_name("cosmos_kernel_values.py")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_cameras_that_do_not_turn_cost_half(autoencoder, tmp_path, monkeypatch):
+    """Their directions stand still; the result is that of diffusers, and a second run encodes nothing."""
+    path = CameraPath(
+        torch.eye(4).repeat(1, 1, 9, 1, 1),
+        torch.tensor([30.0, 30.0, 12.0, 8.0]).expand(1, 1, 9, 4),
+        torch.linspace(0, 1, 9).expand(1, 1, 9),
+        16,
+        24,
+    )
+    path.camera_to_world[..., 2, 3] = torch.linspace(0, 1, 9)
+    expected = ConditioningBuilder(codec_of(autoencoder, "plain"), 8, cache_folder=None).build(path)
+    sizes = []
+    whole = CosmosEncoder._encode
+    monkeypatch.setattr(
+        CosmosEncoder, "_encode", lambda self, clips: sizes.append(clips.shape[2]) or whole(self, clips)
+    )
+    for _ in range(2):
+        builder = ConditioningBuilder(codec_of(autoencoder, "fast"), 8, cache_folder=tmp_path)
+        found = builder.build(path)
+        assert sizes == [9, 1]
+        assert relative_error(found.plucker, expected.plucker) < 1e-5
