@@ -41,6 +41,18 @@ def test_every_way_to_name_the_root_finds_the_same_scenes(root):
         assert list(store.novel_clips("b")) == [0]
 
 
+def test_the_layout_of_the_official_demo_is_found(tmp_path):
+    write_small_clip(tmp_path / "dynamic" / "diffusion_output", "scene", 0, seed=0)
+    for given in (tmp_path, tmp_path / "dynamic", tmp_path / "dynamic" / "diffusion_output"):
+        store = LyraStore(given)
+        assert store.names == ["scene"]
+        assert store.is_dynamic
+    write_small_clip(tmp_path / "static" / "diffusion_output", "scene", 0, seed=0)
+    assert not LyraStore(tmp_path / "static").is_dynamic
+    with pytest.raises(ValueError, match="both static and dynamic"):
+        LyraStore(tmp_path)
+
+
 def test_numbered_folders_may_lie_in_the_root_itself_beside_strays(tmp_path, caplog):
     for trajectory in (10, 2, 1):
         write_small_clip(tmp_path, "scene", trajectory, seed=trajectory)

@@ -47,6 +47,8 @@ __all__ = ["LyraClip", "LyraStore", "Manifest", "list_clips", "write_clip", "wri
 
 logger = logging.getLogger(__name__)
 
+DEMO_FOLDER = "diffusion_output"
+"""Folder between static or dynamic and the numbers in the official demo."""
 SUFFIXES = {
     "pose": (".npz",),
     "intrinsics": (".npz",),
@@ -157,7 +159,7 @@ class LyraStore:
         self.is_dynamic = (
             self.manifest.is_dynamic
             if self.manifest
-            else self.trajectory_root.name == "dynamic" or max(all_ids) >= FIRST_FLIPPED_ID
+            else _is_in_dynamic(self.trajectory_root) or max(all_ids) >= FIRST_FLIPPED_ID
         )
 
     @property
@@ -277,9 +279,18 @@ def _trajectory_root(root: Path) -> Source:
 
 def _numbered(root: Source) -> list[Source]:
     """Those of `root`, its static and its dynamic that hold numbered folders; `root` alone if it does."""
-    if _has_numbered(root):
-        return [root]
-    return [folder for folder in (root / family for family in FAMILIES) if _has_numbered(folder)]
+    for folders in ([root], [root / family for family in FAMILIES]):
+        inner = [folder / DEMO_FOLDER for folder in folders]
+        found = [folder for folder in (*folders, *inner) if _has_numbered(folder)]
+        if found:
+            return found
+    return []
+
+
+def _is_in_dynamic(folder: Source) -> bool:
+    """Whether a folder is called dynamic, or lies in one and is not called static."""
+    inside = folder.absolute() if isinstance(folder, Path) else folder
+    return "dynamic" in (inside.name, "" if inside.name in FAMILIES else inside.parent.name)
 
 
 def _has_numbered(folder: Source) -> bool:
