@@ -8,6 +8,7 @@ from typing import Annotated, Union
 
 import tyro
 
+from lyra_ns.commands.curriculum import TrainCurriculum
 from lyra_ns.commands.data import CheckData, FitCodec, SampleData, Unpack
 from lyra_ns.commands.decoder import Convert, FetchLpips
 from lyra_ns.commands.demo import Demo
@@ -26,6 +27,7 @@ Command = Union[  # noqa: UP007 - tyro reads the Annotated members of a Union
     Annotated[FitCodec, tyro.conf.subcommand("fit-codec")],
     Annotated[FetchLpips, tyro.conf.subcommand("fetch-lpips")],
     Annotated[Demo, tyro.conf.subcommand("demo")],
+    Annotated[TrainCurriculum, tyro.conf.subcommand("curriculum")],
     Annotated[Doctor, tyro.conf.subcommand("doctor")],
 ]
 

@@ -68,7 +68,7 @@ def latest_checkpoint(folder: Path) -> Path:
 
 
 def _from_nerfstudio(path: Path, method: MethodName) -> LatentGaussianDecoder:
-    tensors = _nerfstudio_tensors(path)
+    tensors = nerfstudio_tensors(path)
     decoder = LatentGaussianDecoder(decoder_config_of(method))
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     expected = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
@@ -84,7 +84,7 @@ def _from_nerfstudio(path: Path, method: MethodName) -> LatentGaussianDecoder:
     return decoder
 
 
-def _nerfstudio_tensors(path: Path) -> dict[str, Tensor]:
+def nerfstudio_tensors(path: Path) -> dict[str, Tensor]:
     """The decoder's tensors by its own names."""
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: give a step-*.ckpt or the folder of its run")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -39,7 +39,11 @@ def load_initial_weights(decoder: LatentGaussianDecoder, init_from: str) -> None
 
 def _copy_weights(decoder: LatentGaussianDecoder, path: Path, name: str) -> None:
     source = load_decoder(path)
-    differing = differing_fields(source.config, decoder.config)
+    found = source.config
+    if decoder.config.use_time:
+        # A static decoder has the time embeddings too, untrained; dynamic training starts from one.
+        found = replace(found, use_time=True)
+    differing = differing_fields(found, decoder.config)
     if differing:
         raise ValueError(
             f"{name} is another network than --pipeline.model.decoder asks for: {', '.join(differing)}; "
