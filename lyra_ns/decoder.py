@@ -149,7 +149,7 @@ class LatentGaussianDecoder(nn.Module):
         device_type = latents.device.type
         # No cache of cast weights: each is used once, and a cache must not outlive a captured graph.
         with torch.autocast(
-            device_type, torch.bfloat16, self._uses_autocast(device_type), cache_enabled=False
+            device_type, torch.bfloat16, self.uses_autocast(device_type), cache_enabled=False
         ):
             tokens = self.embed(latents, plucker, time)
             # The stream between the blocks keeps the precision of the weights under autocast, too.
@@ -175,8 +175,8 @@ class LatentGaussianDecoder(nn.Module):
 
     def trunk(self, tokens: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
         """The tokens after all blocks."""
-        scan = self.scan.on_cuda if tokens.is_cuda else self.scan.on_cpu
-        policy = choose_policy(self.config, math.prod(tokens.shape[:-1]), tokens.device, scan)
+        num_tokens, scan = math.prod(tokens.shape[:-1]), self.scan.form_on(tokens.device)
+        policy = choose_policy(self.config, num_tokens, tokens.device, scan)
         for block in self.enc_blocks:
             tokens = run_block(block, tokens, policy)
         return tokens
@@ -196,7 +196,8 @@ class LatentGaussianDecoder(nn.Module):
         mean, std = self.get_buffer(f"{name}_mean"), self.get_buffer(f"{name}_std")
         return (inputs - mean[:, None, None, None]) / std[:, None, None, None]
 
-    def _uses_autocast(self, device_type: str) -> bool:
+    def uses_autocast(self, device_type: str) -> bool:
+        """Whether the blocks compute in bfloat16 on devices of this type while weights keep their own."""
         if self.config.parity or self.config.trunk_dtype == "float32":
             return False
         return device_type == "cuda" or self.config.trunk_dtype == "bfloat16"

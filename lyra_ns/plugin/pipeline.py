@@ -88,8 +88,7 @@ class LyraPipeline(VanillaPipeline):
         parts: dict[str, int] = {}
         options = ["--pipeline.datamanager.cache cpu", "fewer scenes or target views"]
         if size is not None:
-            decoder = self.model.decoder
-            scan = decoder.scan.on_cuda if self.model.device.type == "cuda" else decoder.scan.on_cpu
+            scan = self.model.decoder.scan.form_on(self.model.device)
             policy = choose_policy(model.decoder, size.num_tokens, self.model.device, scan)
             parts, options = expected_bytes(size, model, policy, scan), advice(size, model, policy)
         return out_of_memory_message(step, size, parts, self._free_before_step, options, checkpoint)
