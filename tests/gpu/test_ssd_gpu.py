@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from lyra_ns import ssd
 from lyra_ns.ssd import ScanBackend, ScanName, ScanWeights, choose_scan_backend
 
 pytestmark = pytest.mark.gpu
@@ -117,10 +116,3 @@ def test_expanded_gradient_reaches_the_kernels(kernels: ScanBackend) -> None:
     kernels(tokens, ScanWeights(**moved)).sum().backward()
     assert tokens.grad is not None
     assert tokens.grad.isfinite().all()
-
-
-def test_auto_takes_the_kernels_on_cuda(kernels: ScanBackend) -> None:
-    """Where mamba-ssm imports, auto uses it for CUDA tensors and chunks for others, and says so."""
-    backend = choose_scan_backend("auto")
-    assert (backend.on_cuda, backend.on_cpu) == ("mamba_ssm", "chunked")
-    assert "mamba_ssm on CUDA" in ssd.describe_scan_backend(backend)
