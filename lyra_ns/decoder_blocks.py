@@ -13,13 +13,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lyra_ns.attention import AttentionName, choose_attention_backend
 from lyra_ns.decoder_config import DecoderConfig
 from lyra_ns.gaussians import NUM_RAW_CHANNELS
 from lyra_ns.ssd import ScanBackend, ScanWeights
 
-
 RMS_EPS = 1e-5
 """Floor of the mean square in the norms of the Mamba-2 layers."""
+
 
 class PatchEmbedding(nn.Module):
     """Tokens of non-overlapping patches of one latent frame."""
@@ -62,8 +63,8 @@ class DirectedScan(nn.Module):
             decay=-torch.exp(self.A_log),
             skip=self.D,
             norm_weight=self.norm.weight,
-        )
             eps=RMS_EPS,
+        )
 
 
 def _initial_step_bias(num_heads: int) -> Tensor:
@@ -113,18 +114,17 @@ class MambaBlock(nn.Module):
 class Attention(nn.Module):
     """Full attention among all tokens, without positions."""
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, width: int, num_heads: int, backend: AttentionName = "auto") -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.attend = choose_attention_backend(backend)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
     def forward(self, tokens: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
         """Update of the tokens."""
-        qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = functional.scaled_dot_product_attention(query, key, value)
-        return self.proj(mixed.transpose(1, 2).flatten(2))
+        query, key, value = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        return self.proj(self.attend(query, key, value).flatten(2))
 
 
 class Perceptron(nn.Module):
@@ -146,7 +146,7 @@ class TransformerBlock(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
-        self.attn = Attention(config.width, config.num_heads)
+        self.attn = Attention(config.width, config.num_heads, config.attention)
         self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
         self.mlp = Perceptron(config.width, config.width * config.mlp_ratio)
 

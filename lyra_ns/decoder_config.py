@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lyra_ns.attention import AttentionName
 from lyra_ns.gaussians import GaussianHeadConfig
 from lyra_ns.ssd import ScanName
 
@@ -55,7 +56,9 @@ class DecoderConfig:
     trunk_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Matrix products of the blocks; auto is bfloat16 on CUDA and float32 elsewhere. The head is float32."""
     ssd_backend: ScanName = "auto"
-    """Form of the Mamba-2 scan."""
+    """Form of the Mamba-2 scan (ssd.py); auto takes the fastest that runs on the device."""
+    attention: AttentionName = "auto"
+    """Form of the attention on a CUDA device: exact in all forms but fp8, which rounds the scores' factors."""
     recompute: Literal["auto", "none", "scans", "all"] = "auto"
     """What is computed again in the backward pass instead of being kept: nothing, Mamba blocks and
     perceptrons but never attention (scans), or every block; auto chooses by the size of the card."""

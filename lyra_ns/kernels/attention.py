@@ -1,0 +1,177 @@
+"""Softmax attention for long sequences of 64-wide heads, made for Hopper GPUs: exact, and with 8-bit scores.
+
+Softmax is the same for any number that is subtracted from all scores of a row. The usual kernels subtract the
+running maximum, which costs a reduction and a rescaling for every tile of keys. This one subtracts a bound
+that is known beforehand: all keys of a head lie in a ball with centre c and radius r, so that
+
+    q.k = q.c + q.(k - c) <= q.c + |q| r
+
+A bound far above the true maximum would let every weight of a row vanish. Weights are bfloat16, which has the
+exponents of float32, and a headroom leaves most of them for this case; a row whose sum still falls under a
+threshold marks its tile, and a second launch computes marked tiles with the running maximum. All of that is
+decided on the device, nothing waits for the host, and the result never depends on how tight the bound is.
+
+A part of the exponentials is computed by a polynomial, because the special function unit of Hopper needs as
+long for the exponential of a score as its tensor cores need for the 256 operations around it.
+
+Shape letters: B scenes, N tokens, H heads, D channels of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+from jaxtyping import Float
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from lyra_ns.kernels.attention_kernels import attend_tile_kernel, largest_distances_kernel
+
+HEAD_DIM = 64
+"""Channels of a head that the kernels are written for."""
+
+_LARGEST_E4M3 = 448.0
+_LOG2_E = 1 / math.log(2)
+
+
+@dataclass(frozen=True)
+class AttentionTiles:
+    """Sizes of the work of one program; the defaults let two programs share a Hopper multiprocessor."""
+
+    queries: int = 128
+    """Queries of a program, a power of two from 64."""
+    keys: int = 64
+    """Keys of one step, a power of two from 16."""
+    num_warps: int = 4
+    """Warps of a program, 4 for each 64 or 128 queries."""
+    num_stages: int = 3
+    """Steps whose keys and values are held in shared memory at once."""
+    polynomial_quarters: int = 1
+    """Quarters of the exponentials that the multipliers compute in place of the special function unit."""
+    sum_columns: int = 8
+    """8: the tensor cores sum the rounded weights; 1: plain additions sum them before rounding."""
+    query_in_registers: bool = False
+    """Hold the queries in registers in place of shared memory, whose bandwidth they then no longer share."""
+
+
+def attend(
+    query: Float[Tensor, "B N H D"],
+    key: Float[Tensor, "B N H D"],
+    value: Float[Tensor, "B N H D"],
+    tiles: AttentionTiles | None = None,
+) -> tuple[Float[Tensor, "B N H D"], Float[Tensor, "B H N 1"]]:
+    """Softmax attention among all tokens of a scene, and the logarithm (base e) of each row's sum, float32.
+
+    bfloat16 in and out with float32 sums, scale D^-1/2, no mask. The three may be strided parts of one
+    tensor, as a joint projection gives them; ValueError if their shapes or dtypes do not suit the kernel.
+    """
+    _check_shapes(query, key, value)
+    scale = query.new_full((query.shape[0], query.shape[2]), HEAD_DIM**-0.5 * _LOG2_E, dtype=torch.float32)
+    centre = key[:, :: max(1, key.shape[1] // 1024)].mean(1, dtype=torch.float32)
+    return _launch(query, key, value, scale, centre, tiles or AttentionTiles())
+
+
+def attend_in_eight_bits(
+    query: Float[Tensor, "B N H D"],
+    key: Float[Tensor, "B N H D"],
+    value: Float[Tensor, "B N H D"],
+    tiles: AttentionTiles | None = None,
+) -> Float[Tensor, "B N H D"]:
+    """As `attend`, with queries and keys rounded to 8-bit floats (e4m3) for the scores; values stay bfloat16.
+
+    The mean key is subtracted first: it moves all scores of a row alike, and what is left is smaller, so that
+    less is lost. One scale for each head is enough, since 8-bit floats keep their precision over 2^15.
+    """
+    _check_shapes(query, key, value)
+    centre = key[:, :: max(1, key.shape[1] // 1024)].mean(1, keepdim=True, dtype=torch.float32)
+    query8, query_scale = _rounded_to_e4m3(query.float())
+    key8, key_scale = _rounded_to_e4m3(key - centre)
+    scale = query_scale * key_scale * (HEAD_DIM**-0.5 * _LOG2_E)
+    return _launch(query8, key8, value, scale, torch.zeros_like(centre[:, 0]), tiles or AttentionTiles())[0]
+
+
+def _rounded_to_e4m3(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """The tensor [B, N, H, D] in units of a scale [B, H] for each head, contiguous."""
+    scale = tensor.abs().amax((1, 3)).clamp(min=torch.finfo(torch.float32).tiny) / _LARGEST_E4M3
+    return (tensor / scale[:, None, :, None]).to(torch.float8_e4m3fn).contiguous(), scale
+
+
+def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Refuse what the kernel is not written for."""
+    if not query.shape == key.shape == value.shape or query.shape[-1] != HEAD_DIM or not query.numel():
+        raise ValueError(
+            f"the attention kernel needs three tensors [B, N, H, {HEAD_DIM}] of one shape, found "
+            f"{tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}: choose the backend cudnn"
+        )
+    if {query.dtype, key.dtype, value.dtype} != {torch.bfloat16}:
+        raise ValueError(
+            f"the attention kernel needs bfloat16, found {query.dtype}, {key.dtype}, {value.dtype}: cast, or "
+            "choose the backend cudnn"
+        )
+
+
+def _launch(
+    query: Tensor, key: Tensor, value: Tensor, scale: Tensor, centre: Tensor, tiles: AttentionTiles
+) -> tuple[Tensor, Tensor]:
+    """Both launches; `scale` [B, H] makes products powers of two, `centre` [B, H, D] lies amid the keys."""
+    num_scenes, num_tokens, num_heads, head_dim = query.shape
+    out = torch.empty(query.shape, dtype=value.dtype, device=query.device)
+    logsumexp = scale.new_empty(num_scenes, num_heads, num_tokens, 1)
+    grid = (triton.cdiv(num_tokens, tiles.queries), num_heads, num_scenes)
+    marked = torch.empty(num_scenes, num_heads, grid[0], dtype=torch.int32, device=query.device)
+    arguments = (
+        _descriptor(query, tiles.queries),
+        _descriptor(key, tiles.keys),
+        _descriptor(value, tiles.keys),
+        scale,
+        centre,
+        radius_of_keys(key, centre),
+        out,
+        logsumexp,
+        marked,
+        num_tokens,
+        num_heads,
+    )
+    for running_maximum in (False, True):
+        attend_tile_kernel[grid](
+            *arguments,
+            BLOCK_QUERIES=tiles.queries,
+            BLOCK_KEYS=tiles.keys,
+            HEAD_DIM=head_dim,
+            SUM_COLUMNS=tiles.sum_columns,
+            QUARTERS=0 if running_maximum else tiles.polynomial_quarters,
+            RUNNING_MAXIMUM=running_maximum,
+            HAS_REST=num_tokens % tiles.keys != 0,
+            QUERY_IN_REGISTERS=tiles.query_in_registers and query.dtype == torch.bfloat16,
+            num_warps=tiles.num_warps,
+            num_stages=tiles.num_stages,
+        )
+    return out, logsumexp
+
+
+def radius_of_keys(key: Float[Tensor, "B N H D"], centre: Float[Tensor, "B H D"]) -> Float[Tensor, "B H"]:
+    """Distance of the farthest key of each head from its centre, float32."""
+    num_scenes, num_tokens, num_heads, head_dim = key.shape
+    key = key if key.stride(3) == 1 else key.contiguous()
+    block = 128
+    grid = (triton.cdiv(num_tokens, block), num_heads, num_scenes)
+    distances = centre.new_empty(num_scenes, num_heads, grid[0])
+    largest_distances_kernel[grid](
+        key, centre, distances, num_tokens, num_heads, *key.stride()[:3], BLOCK=block, HEAD_DIM=head_dim
+    )
+    return distances.amax(2).sqrt()
+
+
+def _descriptor(tensor: Tensor, num_rows: int) -> TensorDescriptor:
+    """Blocks of `num_rows` tokens of one head for the copy engine; tensors that do not suit it are copied."""
+    num_scenes, num_tokens, num_heads, head_dim = tensor.shape
+    scene, token, head, channel = tensor.stride()
+    bytes_apart = (token * tensor.element_size(), scene * tensor.element_size(), tensor.data_ptr())
+    if head != head_dim or channel != 1 or any(number % 16 for number in bytes_apart):
+        tensor = tensor.contiguous()
+        scene, token = tensor.stride()[:2]
+    shape = [num_scenes, num_tokens, num_heads * head_dim]
+    return TensorDescriptor(tensor, shape, [scene, token, 1], [1, num_rows, head_dim])
