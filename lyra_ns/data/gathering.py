@@ -9,6 +9,7 @@ Shape letters: B scenes, V trajectories, L frames, M targets per scene, C T h w 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -37,7 +38,7 @@ def gather(scenes: Sequence[SceneSource], plans: Sequence[ScenePlan], config: Sa
     cameras, target_cameras = _relative_cameras(pairs)
     if config.warm_start:
         _check_cells(cameras, config.cell_size)
-    ready = {
+    ready: dict[str, Any] = {
         "names": [scene.name for scene in scenes],
         "trajectories": [list(plan.inputs) for plan in plans],
         "target_depth": _target_depth(pairs) if config.with_depth else None,
