@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "lyra_ns decoder"
 FORMAT_VERSION = "1"
-MACHINE_FIELDS = ("trunk_dtype", "ssd_backend", "recompute")
+MACHINE_FIELDS = ("trunk_dtype", "ssd_backend", "attention", "recompute")
 """Fields that say how to compute on one machine, not what: they are not stored."""
 BLOCK_BYTES = 2**20
 NUM_LISTED = 5
