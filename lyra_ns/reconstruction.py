@@ -5,7 +5,10 @@ Shape letters: V trajectories, L frames, C T h w latent, G Gaussians.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -13,9 +16,21 @@ from torch import Tensor
 
 from lyra_ns.cameras import CameraPath, relative_to
 from lyra_ns.codec.interface import VideoCodec
-from lyra_ns.conditioning import ConditioningBuilder, RayDtype
+from lyra_ns.conditioning import Conditioning, ConditioningBuilder, RayDtype
 from lyra_ns.decoder import LatentGaussianDecoder
-from lyra_ns.gaussians import Gaussians, prune
+from lyra_ns.decoder_head import pruned_gaussians
+from lyra_ns.gaussians import Gaussians
+from lyra_ns.memory_estimate import (
+    InferencePlan,
+    MemoryEstimate,
+    SceneSize,
+    estimate_inference_memory,
+    inference_plan,
+)
+from lyra_ns.memory_limits import available_bytes, explaining_exhaustion, too_large
+from lyra_ns.stage_meter import StageMeter
+
+MemoryWay = Literal["auto", "whole", "chunked"]
 
 
 @dataclass
@@ -32,6 +47,8 @@ class Reconstructor:
     """Precision of the ray maps that are encoded; official code computes both in bfloat16 (spec 1.10)."""
     ray_dtype: RayDtype = "float32"
     """Precision of the rays on which the Gaussians are placed."""
+    memory: MemoryWay = "auto"
+    """Hold a scene whole, or its maps by view and raw channels by latent frame; auto: whole if it fits."""
 
     def __post_init__(self) -> None:
         """Refuse a codec whose latents the decoder was not trained to read."""
@@ -54,26 +71,102 @@ class Reconstructor:
         """Where the decoder's weights are."""
         return next(self.decoder.parameters()).device
 
+    def estimate(self, size: SceneSize, plan: InferencePlan) -> MemoryEstimate:
+        """Bytes that a scene of this size takes beyond the weights, by arithmetic."""
+        config, device_type = self.decoder.config, self.device.type
+        return estimate_inference_memory(
+            config,
+            size,
+            plan,
+            prune_ratio=self.prune_ratio,
+            codec=self.codec.spec.codec,
+            scan=self.decoder.scan.on_cuda if device_type == "cuda" else self.decoder.scan.on_cpu,
+            is_low_precision=config.parity or self.decoder.uses_autocast(device_type),
+        )
+
+    def plan(self, size: SceneSize, free: int | None) -> tuple[InferencePlan, MemoryEstimate]:
+        """The way that `memory` asks for, or with auto the whole one if it fits into `free` bytes.
+
+        DoesNotFit if not even the chunked way does; where nothing says what is free, all is taken to fit.
+        """
+        whole, chunked = (inference_plan(self.codec.spec.codec, is_chunked) for is_chunked in (False, True))
+        plan = chunked if self.memory == "chunked" else whole
+        estimate = self.estimate(size, plan)
+        if free is None or estimate.peak <= free:
+            return plan, estimate
+        smallest = self.estimate(size, chunked)
+        if smallest.peak > free:
+            raise too_large(smallest, free, self.device)
+        return (whole, estimate) if self.memory == "whole" else (chunked, smallest)
+
     @torch.no_grad()
     def __call__(
-        self, z: Float[Tensor, "V C T h w"], cameras: CameraPath, target_time: float | None = None
+        self,
+        z: Float[Tensor, "V C T h w"],
+        cameras: CameraPath,
+        target_time: float | None = None,
+        meter: StageMeter | None = None,
+        announce: Callable[[InferencePlan, MemoryEstimate], None] | None = None,
     ) -> Gaussians:
         """The Gaussians [G] of one scene, in the frame of the first camera of the first trajectory.
 
         `z` are latents in diffusion space and `cameras` the paths [V, L] in one common world, both in the
-        order in which the decoder shall read them; `target_time` in [0, 1] for dynamic scenes.
+        order in which the decoder shall read them; `target_time` in [0, 1] for dynamic scenes. `meter`
+        measures the stages; `announce` hears the plan and its estimate before anything is computed.
+        DoesNotFit if memory does not suffice.
         """
         if z.shape[0] != cameras.shape[0]:
             raise ValueError(
                 f"latents of {z.shape[0]} trajectories came with cameras of {cameras.shape[0]}: "
                 "give one path each"
             )
-        relative = relative_to(cameras, cameras.camera_to_world[0, 0])
-        time = None if target_time is None else torch.tensor([target_time], device=self.device)
-        conditioning = self.conditioning.build(relative[None].to(self.device), time)
-        raw = self.codec.from_diffusion(z[None].to(self.device).float())
+        num_views, _, latent_frames, height, width = z.shape
+        free = available_bytes(self.device)
+        plan, estimate = self.plan(SceneSize(num_views, latent_frames, height, width), free)
+        if announce is not None:
+            announce(plan, estimate)
         was_training = self.decoder.training
         self.decoder.eval()
-        gaussians = self.decoder(raw, conditioning)
-        self.decoder.train(was_training)
-        return prune(gaussians, self.prune_ratio).scene(0)
+        try:
+            with explaining_exhaustion(self.device, estimate, free, plan.is_chunked):
+                return self._reconstruct(z, cameras, target_time, plan, meter)
+        finally:
+            self.decoder.train(was_training)
+
+    def _reconstruct(
+        self,
+        z: Float[Tensor, "V C T h w"],
+        cameras: CameraPath,
+        target_time: float | None,
+        plan: InferencePlan,
+        meter: StageMeter | None,
+    ) -> Gaussians:
+        def stage(name: str) -> AbstractContextManager[None]:
+            return nullcontext() if meter is None else meter.stage(name)
+
+        with stage("conditioning"):
+            conditioning = self._condition(cameras, target_time, plan)
+            raw = self.codec.from_diffusion(z[None].to(self.device).float())
+        with stage("trunk"):
+            tokens = self.decoder.encode(raw, conditioning.plucker, conditioning.time)
+        with stage("head"):
+            gaussians = pruned_gaussians(
+                self.decoder,
+                tokens,
+                raw.shape,
+                conditioning.rays,
+                self.prune_ratio,
+                plan.latent_frames_at_once,
+            )
+        return gaussians.scene(0)
+
+    def _condition(self, cameras: CameraPath, target_time: float | None, plan: InferencePlan) -> Conditioning:
+        relative = relative_to(cameras, cameras.camera_to_world[0, 0])
+        time = None if target_time is None else torch.tensor([target_time], device=self.device)
+        usual = self.conditioning.views_at_once
+        if plan.is_chunked:
+            self.conditioning.views_at_once = plan.views_at_once
+        try:
+            return self.conditioning.build(relative[None].to(self.device), time)
+        finally:
+            self.conditioning.views_at_once = usual

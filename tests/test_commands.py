@@ -1,4 +1,4 @@
-"""`ns-lyra reconstruct`, `evaluate` and `photo-check`, and where their decoders come from."""
+"""`ns-lyra evaluate` and `photo-check`, and where the decoders of commands come from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import tyro
-from small_dataset import HEIGHT, WIDTH, write_small_clip
+from small_dataset import write_small_clip
 from wall_scenes import write_wall_scenes
 
 from lyra_ns.checkpoints import load_decoder, save_decoder
@@ -19,13 +19,12 @@ from lyra_ns.commands import any_decoder
 from lyra_ns.commands.any_decoder import decoder_config_of, latest_checkpoint, load_any_decoder
 from lyra_ns.commands.choices import chosen_device
 from lyra_ns.commands.evaluate import Evaluate, PhotoCheck, held_out_names
-from lyra_ns.commands.reconstruct import Reconstruct, read_inputs, stored_scene
+from lyra_ns.commands.reconstruct import Reconstruct
 from lyra_ns.data.store import LyraStore
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
 from lyra_ns.evaluation.baselines import pixel_gaussians
 from lyra_ns.evaluation.photo_check import check_photo, photo_paths
 from lyra_ns.evaluation.stereo_photo import cropped_and_resized, load_stereo_photo
-from lyra_ns.export.ply import load_ply
 from lyra_ns.gaussians import GaussianHeadConfig
 from lyra_ns.perceptual import load_lpips
 from lyra_ns.reconstruction import Reconstructor
@@ -54,91 +53,6 @@ def walls(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_decoder(tiny_decoder(), tmp_path_factory.mktemp("decoder") / "tiny.safetensors"))
-
-
-def reconstruct(walls: Path, checkpoint: str, output: Path, **changes) -> Reconstruct:
-    settings = {"trajectories": (5, 0), "device": "cpu"} | changes
-    return Reconstruct(data=walls, checkpoint=checkpoint, output=output, **settings)
-
-
-@pytest.mark.parametrize("suffix", [".ply", ".splat", ".html"])
-def test_reconstruct_writes_what_the_suffix_says(walls, checkpoint, tmp_path, capsys, suffix):
-    output = tmp_path / f"scene{suffix}"
-    reconstruct(walls, checkpoint, output).run()
-    content = output.read_bytes()
-    starts = {".ply": b"ply\n", ".html": b"<!doctype html"}
-    assert content[:14].lower().startswith(starts.get(suffix, b""))
-    if suffix == ".splat":
-        assert len(content) == 32 * CELLS
-    printed = capsys.readouterr().out
-    assert f"{CELLS:,} Gaussians of wall_1 from trajectories 5, 0" in printed
-    assert all(
-        stage in printed for stage in ("decoder loaded in", "scene read in", "decoded in", "written in")
-    )
-
-
-def test_reconstruct_reads_the_scene_and_trajectories_asked_for(walls, checkpoint, tmp_path):
-    def means(name: str, **changes) -> torch.Tensor:
-        reconstruct(walls, checkpoint, tmp_path / name, **changes).run()
-        return load_ply(tmp_path / name).means
-
-    usual = means("usual.ply")
-    assert usual.shape == (CELLS, 3)
-    assert means("unpruned.ply", prune_ratio=0.0).shape == (2 * CELLS, 3)
-    assert means("one.ply", trajectories=(5,)).shape == (CELLS // 2, 3)
-    torch.testing.assert_close(means("named.ply", scene="wall_1"), usual)
-    assert not torch.equal(means("other.ply", scene="wall_0"), usual)
-    assert not torch.equal(means("turned.ply", trajectories=(0, 5)), usual)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"scene": "wall_7"}, r"no scene 'wall_7'.*its 2, wall_0, wall_1$"),
-        ({"trajectories": (5, 4)}, r"trajectories \[0, 1, 5\], found \[5, 4\]"),
-        ({"trajectories": ()}, r"trajectories \[0, 1, 5\], found \[\]"),
-        ({"output": Path("scene.obj")}, r"\.ply, \.splat, \.html, found 'scene\.obj'"),
-        ({"time": 0.5}, "static and has no moments"),
-        ({"prune_ratio": 1.0}, r"prune ratio must be in \[0, 1\)"),
-        ({"checkpoint": "nowhere.safetensors"}, "no decoder at nowhere"),
-    ],
-)
-def test_reconstruct_refuses_what_cannot_be(walls, checkpoint, tmp_path, changes, message):
-    command = replace(reconstruct(walls, checkpoint, tmp_path / "scene.ply"), **changes)
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        command.run()
-    assert not list(tmp_path.iterdir())
-
-
-def test_dynamic_scenes_are_shown_at_the_moment_asked_for(tmp_path):
-    root = write_wall_scenes(tmp_path / "walls", num_scenes=1, is_dynamic=True)
-    decoder = tiny_decoder(use_time=True)
-    for parameter in decoder.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
-    path = str(save_decoder(decoder, tmp_path / "tiny.safetensors"))
-    found = []
-    for time in (0.0, 1.0, None):
-        reconstruct(root, path, tmp_path / "scene.ply", time=time).run()
-        found.append(load_ply(tmp_path / "scene.ply").means)
-    assert not torch.equal(found[0], found[1])
-    assert torch.equal(found[1], found[2])
-
-
-def test_codec_must_be_known(tmp_path, checkpoint):
-    write_small_clip(tmp_path / "static", "a", 0, seed=1)
-    output = tmp_path / "scene.ply"
-    with pytest.raises(ValueError, match="give --codec cosmos:PATH"):
-        reconstruct(tmp_path, checkpoint, output, trajectories=(0,)).run()
-    reconstruct(tmp_path, checkpoint, output, trajectories=(0,), codec="linear").run()
-    assert load_ply(output).num == 17 * (HEIGHT // 8) * (WIDTH // 8) // 2
-
-
-def test_inputs_keep_their_order(walls):
-    scene = stored_scene(LyraStore(walls))
-    assert scene.name == "wall_1"
-    z, cameras = read_inputs(scene, (5, 1))
-    torch.testing.assert_close(z[1], scene.latents(1))
-    torch.testing.assert_close(cameras[0].camera_to_world, scene.cameras(5).camera_to_world)
 
 
 def test_evaluate_prints_a_table_and_writes_all_about_it(walls, checkpoint, tmp_path, capsys):

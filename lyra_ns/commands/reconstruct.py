@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from time import perf_counter
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from lyra_ns.commands.choices import DecoderChoice
+from lyra_ns.commands.choices import DecoderChoice, chosen_device
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from lyra_ns.cameras import CameraPath
     from lyra_ns.data.loaded import StoredScene
     from lyra_ns.data.store import LyraStore
     from lyra_ns.gaussians import Gaussians
+    from lyra_ns.memory_estimate import InferencePlan, MemoryEstimate
     from lyra_ns.rendering.types import Response
 
 SUFFIXES = (".ply", ".splat", ".html")
 """Kinds of files that are written."""
+USUAL_TRAJECTORIES = (5, 0, 1, 2, 3, 4)
+"""The order in which decoders are trained to read trajectories."""
+OFFICIAL_OUTPUT = "diffusion_output"
+"""Folder in which official demonstration data keeps the numbered folders."""
 
 
 @dataclass(kw_only=True)
@@ -32,40 +37,54 @@ class Reconstruct(DecoderChoice):
     """
 
     data: Annotated[Path, tyro.conf.Positional]
-    """Folder in the official layout."""
+    """Folder or tar in the official layout, or the folder of one trajectory with pose/ and latent/."""
     output: Path
     """File to write; .ply, .splat or .html decides what."""
     scene: str | None = None
     """Name of the scene; by default the first held-out one, or the first of all."""
-    trajectories: tuple[int, ...] = (5, 0, 1, 2, 3, 4)
-    """Trajectories to read, in this order."""
+    trajectories: tuple[int, ...] | None = None
+    """Trajectories to read, in this order; by default those of 5 0 1 2 3 4 with latents, then all others."""
     time: float | None = None
     """Moment from 0 to 1 at which a dynamic scene is shown; by default its end."""
+    memory: Literal["auto", "whole", "chunked"] = "auto"
+    """Hold the scene whole or in chunks, which takes less memory; auto: whole if the estimate fits."""
 
     def run(self) -> None:
-        """Write the file; print how many Gaussians it holds and the seconds of each stage."""
-        from lyra_ns.data.store import LyraStore
+        """Write the file; print the memory estimate before, and seconds and memory of each stage after."""
+        from lyra_ns.memory_limits import explaining_exhaustion
 
         if self.output.suffix not in SUFFIXES:
             raise ValueError(f"--output must end in {', '.join(SUFFIXES)}, found {self.output.name!r}")
-        stages = _Stages()
-        store = LyraStore(self.data)
-        reconstruct = self.reconstructor(store.spec)
-        stages.finish("decoder loaded")
-        scene = stored_scene(store, self.scene)
-        z, cameras = read_inputs(scene, self.trajectories)
-        stages.finish("scene read")
-        gaussians = reconstruct(z, cameras, self._target_time(scene)).to("cpu")
-        stages.finish("decoded")
-        response = self.render_settings(reconstruct).response
-        assert response != "auto"
-        write_gaussians(gaussians, self.output, cameras, scene.name, response)
-        stages.finish("written")
+        device = chosen_device(self.device)
+        with explaining_exhaustion(device):
+            self._run(device)
+
+    def _run(self, device: torch.device) -> None:
+        from lyra_ns.stage_meter import StageMeter
+
+        meter = StageMeter(device)
+        with meter.stage("scene found"):
+            scene = open_scene(self.data, self.scene)
+            trajectories = chosen_trajectories(scene, self.trajectories)
+        with meter.stage("decoder loaded"):
+            reconstruct = self.reconstructor(scene.spec)
+            reconstruct.memory = self.memory
+        with meter.stage("scene read"):
+            z, cameras = read_inputs(scene, trajectories)
+        gaussians = reconstruct(z, cameras, self._target_time(scene), meter, self._announce)
+        with meter.stage("written"):
+            response = self.render_settings(reconstruct).response
+            assert response != "auto"
+            write_gaussians(gaussians.to("cpu"), self.output, cameras, scene.name, response)
         print(
             f"{self.output}: {gaussians.num:,} Gaussians of {scene.name} from trajectories "
-            f"{', '.join(map(str, self.trajectories))} on {reconstruct.device}"
+            f"{', '.join(map(str, trajectories))} on {reconstruct.device}"
         )
-        print(stages)
+        print(meter)
+
+    def _announce(self, plan: InferencePlan, estimate: MemoryEstimate) -> None:
+        way = "in chunks" if plan.is_chunked else "whole"
+        print(f"memory estimate, {way}: {estimate}", flush=True)
 
     def _target_time(self, scene: StoredScene) -> float | None:
         if not scene.is_dynamic and self.time is not None:
@@ -73,21 +92,47 @@ class Reconstruct(DecoderChoice):
         return (1.0 if self.time is None else self.time) if scene.is_dynamic else None
 
 
-class _Stages:
-    """Seconds of the stages of a command; printed as one line."""
+def open_scene(root: Path, name: str | None = None) -> StoredScene:
+    """The scene called `name` of a data set, or of the bare folder of one trajectory (pose/, latent/ ...).
 
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
-        self._started = perf_counter()
+    By default the first held-out one, or the first. FileNotFoundError or ValueError if there is none.
+    """
+    from lyra_ns.data.store import LyraStore
 
-    def finish(self, stage: str) -> None:
-        """Note what has passed since the last stage."""
-        now = perf_counter()
-        self._seconds[stage] = now - self._started
-        self._started = now
+    root = root.expanduser()
+    if (root / "latent").is_dir() and (root / "pose").is_dir():
+        return _scene_of_trajectory(root, name)
+    inner = _official_output(root)
+    scene = stored_scene(LyraStore(inner or root), name)
+    if inner is None or inner.parent.name != "dynamic":
+        return scene
+    return replace(scene, scene=replace(scene.scene, is_dynamic=True))
 
-    def __str__(self) -> str:
-        return ", ".join(f"{stage} in {seconds:.2f} s" for stage, seconds in self._seconds.items())
+
+def _scene_of_trajectory(folder: Path, name: str | None) -> StoredScene:
+    """A scene of one trajectory, whose number is the folder's name if that is one, else 0."""
+    from lyra_ns.data.loaded import StoredScene
+    from lyra_ns.data.store import LyraClip
+    from lyra_ns.data.types import Scene
+
+    names = sorted(path.stem for path in (folder / "pose").glob("*.npz") if not path.name.startswith("."))
+    if not names:
+        raise FileNotFoundError(
+            f"{folder}/pose holds no CLIP.npz: expected the poses of the trajectory there"
+        )
+    name = chosen_name(names, name, folder)
+    trajectory = int(folder.name) if folder.name.isdecimal() else 0
+    clips = {trajectory: LyraClip(name, trajectory, folder)}
+    return StoredScene(Scene(name, clips, is_dynamic=folder.parent.name == "dynamic"))
+
+
+def _official_output(root: Path) -> Path | None:
+    """The folder below `root` in which official demonstration data keeps its trajectories, if any."""
+    folders = [root / OFFICIAL_OUTPUT, *(root / family / OFFICIAL_OUTPUT for family in ("static", "dynamic"))]
+    found = [folder for folder in folders if folder.is_dir()]
+    if len(found) > 1:
+        raise ValueError(f"{root} holds both static and dynamic scenes: give {found[0]} or {found[1]}")
+    return found[0] if found else None
 
 
 def stored_scene(store: LyraStore, name: str | None = None) -> StoredScene:
@@ -95,14 +140,29 @@ def stored_scene(store: LyraStore, name: str | None = None) -> StoredScene:
     from lyra_ns.data.loaded import StoredScene
 
     held_out = store.manifest.splits.get("test", []) if store.manifest else []
-    name = name or (held_out or store.names)[0]
-    if name not in store.names:
-        more = " ..." if len(store.names) > 5 else ""
-        raise ValueError(
-            f"{store.root} holds no scene {name!r}: give one of its {len(store.names)}, "
-            f"{', '.join(store.names[:5])}{more}"
-        )
+    name = chosen_name(store.names, name or next(iter(held_out), None), store.root)
     return StoredScene(store.scene(name), store.novel_clips(name), spec=store.spec)
+
+
+def chosen_name(names: list[str], wanted: str | None, root: Path) -> str:
+    """`wanted`, or the first of the scenes of `root`; ValueError if it is none of them."""
+    if wanted is None:
+        return names[0]
+    if wanted not in names:
+        more = " ..." if len(names) > 5 else ""
+        raise ValueError(
+            f"{root} holds no scene {wanted!r}: give one of its {len(names)}, {', '.join(names[:5])}{more}"
+        )
+    return wanted
+
+
+def chosen_trajectories(scene: StoredScene, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
+    """`wanted`, or all trajectories with latents, the usual ones first and in their usual order."""
+    if wanted is not None:
+        return wanted
+    found = scene.input_ids
+    usual = [trajectory for trajectory in USUAL_TRAJECTORIES if trajectory in found]
+    return (*usual, *(trajectory for trajectory in found if trajectory not in usual))
 
 
 def read_inputs(scene: StoredScene, trajectories: tuple[int, ...]) -> tuple[Tensor, CameraPath]:
