@@ -5,9 +5,11 @@ Shape letters: N images, H W image.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -24,7 +26,7 @@ LPIPS_EPSILON = 1e-10
 """Added to a feature's length before dividing by it, as in the `lpips` package."""
 PIXELS_AT_ONCE = 2**22
 """Pixels that go through the trunk at once unless told otherwise: 4 images of 704 x 1280 fill a GPU."""
-BYTES_PER_PIXEL = {"vgg": 3500, "alex": 600}
+BYTES_PER_PIXEL = {"vgg": 2500, "alex": 600}
 """What the trunk and the comparison of its features need at most for each pixel, gradient included."""
 SHARE_OF_FREE_MEMORY = 0.5
 """Part of a card's free memory that one part of the images may take."""
@@ -108,14 +110,14 @@ class PerceptualDistance:
 
     def _distance(self, predicted: Tensor, target: Tensor) -> Tensor:
         with torch.no_grad():
-            wanted = [_unit_length(feature) for feature in self._features(target)]
+            wanted = self._features(target)
         total = predicted.new_zeros(len(predicted), dtype=torch.float32)
         heads = self.network.get_submodule("lins").children()
-        layers = zip(self._features(predicted), wanted, heads, strict=True)
-        for feature, wanted_feature, head in layers:
-            difference = (_unit_length(feature) - wanted_feature).square()
-            # A head is a 1 x 1 convolution to one channel: averaging first gives the same and costs less.
-            total = total + (difference.mean((2, 3)) * next(head.parameters()).flatten()).sum(-1)
+        compare = _fast_comparison() if predicted.is_cuda else None
+        for feature, wanted_feature, head in zip(self._features(predicted), wanted, heads, strict=True):
+            # A head is a 1 x 1 convolution to one channel.
+            weights = next(head.parameters()).flatten()
+            total = total + (compare or compare_features)(feature, wanted_feature, weights, LPIPS_EPSILON)
         return total
 
     def _features(self, images: Tensor) -> list[Tensor]:
@@ -123,7 +125,7 @@ class PerceptualDistance:
         scaled = scaling(images.float() * 2 - 1).contiguous(memory_format=torch.channels_last)
         dtype = self.compute_dtype
         with torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None):
-            return [feature.float() for feature in trunk(scaled)]
+            return list(trunk(scaled))
 
 
 class _DistanceWithGradient(torch.autograd.Function):
@@ -155,8 +157,30 @@ class _DistanceWithGradient(torch.autograd.Function):
         return gradient * weight[:, None, None, None].to(gradient.dtype), None, None, None
 
 
-def _unit_length(feature: Tensor) -> Tensor:
-    return feature / (torch.linalg.vector_norm(feature, dim=1, keepdim=True) + LPIPS_EPSILON)
+def compare_features(
+    predicted: Float[Tensor, "N C H W"],
+    target: Float[Tensor, "N C H W"],
+    weights: Float[Tensor, " C"],
+    eps: float,
+) -> Float[Tensor, " N"]:
+    """Weighted squared difference of unit features, averaged over pixels, in float32."""
+    found, wanted = (
+        feature / (torch.linalg.vector_norm(feature, dim=1, keepdim=True) + eps)
+        for feature in (predicted.float(), target.float())
+    )
+    # Averaging first gives the same as weighing first and costs less.
+    return ((found - wanted).square().mean((2, 3)) * weights).sum(-1)
+
+
+@cache
+def _fast_comparison() -> Callable[[Tensor, Tensor, Tensor, float], Tensor] | None:
+    """The same as one kernel, None where Triton is not installed."""
+    if importlib.util.find_spec("triton") is None:
+        logger.info("LPIPS compares features in torch: triton is not installed")
+        return None
+    from lyra_ns.kernels.feature_distance import feature_distance
+
+    return feature_distance
 
 
 def load_lpips(
