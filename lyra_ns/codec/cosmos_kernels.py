@@ -26,7 +26,7 @@ NORM_TILE = 8192
 """Numbers that one program normalises."""
 MAX_SOFTMAX = 32768
 """Longest row of scores that one program can hold in registers."""
-MAX_ATTENDED_FRAMES = 64
+MAX_ATTENDED_FRAMES = 32
 """Most frames that one program of the temporal attention can hold."""
 MAX_ATTENDED_CHANNELS = 512
 """Most channels of a head that it can hold."""

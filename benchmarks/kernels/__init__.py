@@ -1,0 +1,1 @@
+"""Speed and precision of single kernels and layers on a CUDA device."""
