@@ -102,7 +102,12 @@ def test_unreadable_scenes_are_left_out_of_the_cache(tmp_path: Path) -> None:
 
 
 def run_trainer(
-    root: Path, output: Path, num_steps: int, load_dir: Path | None = None, **model_changes: Any
+    root: Path,
+    output: Path,
+    num_steps: int,
+    load_dir: Path | None = None,
+    device: str = "cpu",
+    **model_changes: Any,
 ) -> Trainer:
     """A run of nerfstudio's own trainer without viewer; in 1.1.5 `num_steps` are extra ones when resuming."""
     config = deepcopy(lyra_tiny.config)
@@ -111,7 +116,7 @@ def run_trainer(
     config.max_num_iterations, config.steps_per_save = num_steps, 100
     config.output_dir, config.timestamp, config.vis = output, "run", "tensorboard"
     config.steps_per_eval_batch = config.steps_per_eval_image = config.steps_per_eval_all_images = 100
-    config.machine.device_type = "cpu"
+    config.machine.device_type = device
     config.viewer.quit_on_train_completion = True
     config.load_dir = load_dir
     torch.manual_seed(0)
