@@ -1,9 +1,9 @@
 """`python -m benchmarks.kernels.attention`: time and error of every form of attention on a CUDA device.
 
 One scene of 8 heads with 64 channels in bfloat16, the case of the decoder. Errors are relative to float32 on
-a sample of rows. `forms` compares the backends, `tiles` the sizes of our kernel's programs, `training` forward
-and backward. Speed barely depends on the values; `--spread` makes scores flat (1), peaked (3) or so large
-that the bound of every row fails (30), which times the slow way of our kernel.
+a sample of rows. `forms` compares the backends, `tiles` the sizes of our kernel's programs, `training`
+forward and backward. Speed barely depends on the values; `--spread` makes scores flat (1), peaked (3) or so
+large that the bound of every row fails (30), which times the slow way of our kernel.
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ def compare_forms(num_tokens: int, repeats: int, spread: float) -> list[Row]:
     parts = random_parts(num_tokens, spread)
     truth = exact_rows(parts)
     return [
-        {"form": name, **measure(form, parts, truth, repeats)} for name, form in available_forms().items()
+        _shown({"form": name, **measure(form, parts, truth, repeats)})
+        for name, form in available_forms().items()
     ]
 
 
@@ -127,16 +128,15 @@ def compare_tiles(num_tokens: int, repeats: int, spread: float) -> list[Row]:
     """Rows of cuDNN and of our kernel with every program of TILES, with 16-bit and with 8-bit scores."""
     parts = random_parts(num_tokens, spread)
     truth = exact_rows(parts)
-    rows = [{"form": "cudnn", **measure(choose_attention_backend("cudnn"), parts, truth, repeats)}]
+    by_cudnn = measure(choose_attention_backend("cudnn"), parts, truth, repeats)
+    rows = [_shown({"form": "cudnn", **by_cudnn})]
     for tiles in TILES:
         rows.append(
             _tiles_row("triton", lambda *parts, t=tiles: attend(*parts, t)[0], tiles, parts, truth, repeats)
         )
-        _show(rows[-1])
     for tiles in (SMALL, TWO_GROUPS):
         form = lambda *parts, t=tiles: attend_in_eight_bits(*parts, t)  # noqa: E731
         rows.append(_tiles_row("fp8", form, tiles, parts, truth, repeats))
-        _show(rows[-1])
     return rows
 
 
@@ -148,7 +148,7 @@ def _tiles_row(
     truth: tuple[Tensor, Tensor],
     repeats: int,
 ) -> Row:
-    return {"form": name, **asdict(tiles), **measure(form, parts, truth, repeats)}
+    return _shown({"form": name, **asdict(tiles), **measure(form, parts, truth, repeats)})
 
 
 def compare_training(num_tokens: int, repeats: int, spread: float) -> list[Row]:
@@ -159,20 +159,21 @@ def compare_training(num_tokens: int, repeats: int, spread: float) -> list[Row]:
     for name, form in available_forms().items():
         if name in ("auto", "fp8", "torch"):
             continue
+        row: Row = {"form": name, "tokens": num_tokens}
         try:
             time = milliseconds(
                 lambda form=form: torch.autograd.grad(form(*parts), parts, weighting), repeats
             )
-            rows.append({"form": name, "tokens": num_tokens, "ms, forward and backward": round(time, 2)})
+            row["ms, forward and backward"] = round(time, 2)
         except Exception as error:  # as in measure
-            rows.append(
-                {"form": name, "tokens": num_tokens, "failed": f"{type(error).__name__}: {error}"[:200]}
-            )
+            row["failed"] = f"{type(error).__name__}: {error}"[:200]
+        rows.append(_shown(row))
     return rows
 
 
-def _show(row: Row) -> None:
+def _shown(row: Row) -> Row:
     print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+    return row
 
 
 def main(
@@ -182,7 +183,7 @@ def main(
     spread: float = 1.0,
     output: Path | None = None,
 ) -> None:
-    """Measure and print.
+    """Measure and print, each row as soon as it is known.
 
     Args:
         parts: What to compare.
@@ -195,10 +196,6 @@ def main(
     results = {
         part: [row for count in tokens for row in compare[part](count, repeats, spread)] for part in parts
     }
-    for part, rows in results.items():
-        print(part)
-        for row in rows:
-            _show(row)
     if output is not None:
         output.write_text(
             json.dumps({"environment": describe_environment("cuda"), **results}, indent=1) + "\n"
