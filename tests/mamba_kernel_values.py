@@ -15,7 +15,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from lyra_ns import ssd_bidirectional
+from lyra_ns.decoder_blocks import MambaBlock
+from lyra_ns.decoder_config import DecoderConfig
 from lyra_ns.kernels import convolution, gated_norm, residual_norm
+from lyra_ns.ssd import ScanBackend
 from lyra_ns.ssd_bidirectional import convolve_in_torch, join_in_torch
 
 Errors = dict[str, float]
@@ -84,6 +88,25 @@ def compare_branch_norm(batch: int, tokens: int, width: int) -> Errors:
     )
 
 
+def compare_block() -> Errors:
+    """A whole block around the kernels, with the state scan in torch, beside the block in torch."""
+    config = DecoderConfig(width=16, head_dim=8, state_size=4, num_heads=2)
+    backends = {name: ScanBackend(name, name, "as asked") for name in ("fused", "chunked")}
+    # The choice of the form knows that kernels need a CUDA device; the interpreter does not.
+    ScanBackend.form_on = lambda backend, device: backend.on_cpu
+    ssd_bidirectional.suits_forward_kernels = lambda x, write: False
+    plain, fused = (MambaBlock(config, backends[name]) for name in ("chunked", "fused"))
+    names = [name for name, _ in plain.named_parameters()]
+
+    def run(block: MambaBlock) -> Callable[..., tuple[Tensor, ...]]:
+        return lambda tokens, *weights: (
+            torch.func.functional_call(block, dict(zip(names, weights, strict=True)), (tokens,)),
+        )
+
+    weights = {name: weight.detach().clone() for name, weight in plain.named_parameters()}
+    return compare(run(fused), run(plain), {"tokens": torch.randn(2, 5, 16), **weights})
+
+
 CASES: dict[str, list[Callable[[], Errors]]] = {
     "convolution": [
         lambda: compare_convolution(2, 13, 32, 16, 4, 4),
@@ -97,6 +120,7 @@ CASES: dict[str, list[Callable[[], Errors]]] = {
         lambda: compare_gated_norm(3, 8, 5),
     ],
     "branch_norm": [lambda: compare_branch_norm(2, 13, 32), lambda: compare_branch_norm(1, 1, 5)],
+    "block": [compare_block],
 }
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from test_kernels_convolution import kernel_errors
 from torch import Tensor
 
 from lyra_ns import ssd
@@ -91,6 +92,13 @@ def test_layer_asks_for_both_directions_at_once() -> None:
     mirrored.mamba_scans = torch.nn.ModuleList(reversed(list(layer.mamba_scans)))
     torch.testing.assert_close(mirrored(tokens.flip(1)).flip(1), layer(tokens))
     assert not torch.allclose(mirrored(tokens), layer(tokens))
+
+
+def test_block_in_kernels_equals_torch() -> None:
+    """Tokens and all weights of a whole block, through the kernels in triton's interpreter."""
+    (errors,) = kernel_errors("block")
+    assert len(errors) == 17
+    assert max(errors.values()) < 1e-4, errors
 
 
 def test_fused_refuses_what_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
