@@ -159,9 +159,23 @@ def test_broken_files_are_explained(tmp_path: Path) -> None:
         load_ply(path)
 
 
-def test_two_million_gaussians_take_seconds(tmp_path: Path) -> None:
-    scene = random_scene(2_044_416)
-    start = time.process_time()
+def test_two_million_gaussians_take_less_than_seconds(tmp_path: Path) -> None:
+    """Seconds of the processor, not of the disk; a loop over vertices takes minutes."""
+    scene = random_scene(2_044_415)
+    started = time.process_time()
     save_ply(scene, tmp_path / "large.ply")
-    assert (tmp_path / "large.ply").stat().st_size > 2_044_416 * 68
-    assert time.process_time() - start < 4, "a per-vertex loop takes minutes"
+    written = time.process_time()
+    found = load_ply(tmp_path / "large.ply")
+    assert time.process_time() - written < 2
+    assert written - started < 2
+    assert torch.equal(found.means, scene.means)
+
+
+@pytest.mark.parametrize("num", [1, 9, 10, 99, 100, 1000])
+def test_rows_are_aligned(tmp_path: Path, num: int) -> None:
+    """However many digits the number of vertices has, rows start at a multiple of 4 bytes."""
+    save_ply(random_scene(num), tmp_path / "scene.ply")
+    content = (tmp_path / "scene.ply").read_bytes()
+    start = content.index(b"end_header\n") + len(b"end_header\n")
+    assert start % 4 == 0
+    assert len(content) == start + 4 * len(PLY_FIELDS) * num

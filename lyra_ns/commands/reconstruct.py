@@ -75,7 +75,7 @@ class Reconstruct(DecoderChoice):
         with meter.stage("written"):
             response = self.render_settings(reconstruct).response
             assert response != "auto"
-            write_gaussians(gaussians.to("cpu"), self.output, cameras, scene.name, response)
+            write_gaussians(gaussians, self.output, cameras, scene.name, response)
         print(
             f"{self.output}: {gaussians.num:,} Gaussians of {scene.name} from trajectories "
             f"{', '.join(map(str, trajectories))} on {reconstruct.device}"

@@ -66,7 +66,7 @@ class Source(Protocol):
         ...
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Writes `content` under a temporary name beside `path`, flushes it to disk, then renames it."""
     with _partial(path) as file:
         file.write(content)

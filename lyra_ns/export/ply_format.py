@@ -40,16 +40,16 @@ def read_vertices(path: Path) -> dict[str, np.ndarray]:
         raise FileNotFoundError(f"no PLY file at {path}: export one first, or check the path")
     with path.open("rb") as file:
         table = _read_header(file, path)
-        body = file.read()
-    if table.byte_order == "":
-        return _parse_text(body, table, path)
-    row = np.dtype([(name, table.byte_order + kind) for name, kind in table.properties])
-    if len(body) < table.count * row.itemsize:
-        raise ValueError(
-            f"{path} is cut short: its header promises {table.count} vertices of {row.itemsize} bytes, "
-            f"found {len(body)} bytes; download or export it again"
-        )
-    rows = np.frombuffer(body, row, table.count)
+        if table.byte_order == "":
+            return _parse_text(file.read(), table, path)
+        row = np.dtype([(name, table.byte_order + kind) for name, kind in table.properties])
+        found = path.stat().st_size - file.tell()
+        if found < table.count * row.itemsize:
+            raise ValueError(
+                f"{path} is cut short: its header promises {table.count} vertices of {row.itemsize} bytes, "
+                f"found {found} bytes; download or export it again"
+            )
+        rows = np.fromfile(file, row, table.count)
     return {name: rows[name] for name, _ in table.properties}
 
 
