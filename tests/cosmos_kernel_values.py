@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lyra_ns.codec import cosmos_kernels, cosmos_layers
+from lyra_ns.codec import cosmos_norm_kernels as norm_kernels
 from lyra_ns.codec.cosmos_layers import Norm, TemporalConvolution
 
 TOLERANCES = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -31,7 +32,7 @@ def check(name: str, found: Tensor, expected: Tensor) -> None:
 
 def check_norm() -> None:
     """Means far from zero, frames of several spans, widths that are no power of two, one pixel."""
-    cosmos_kernels.STATISTICS_BLOCK, cosmos_kernels.MAX_SPANS, cosmos_kernels.NORM_TILE = 64, 5, 512
+    norm_kernels.STATISTICS_BLOCK, norm_kernels.MAX_SPANS, norm_kernels.NORM_TILE = 64, 5, 512
     cases = [
         (24, (37, 11), torch.float32),
         (16, (7, 5), torch.bfloat16),
@@ -44,7 +45,7 @@ def check_norm() -> None:
         norm = Norm(1 + 0.2 * random(channels, seed=1), random(channels, seed=2), 1e-6)
         for silu in (True, False):
             expected = cosmos_layers.normalise(x.float(), norm, silu, plain=True).flatten(2, 3)
-            found = cosmos_kernels.normalise_frames(x.flatten(2, 3), norm.gain, norm.bias, norm.eps, silu)
+            found = norm_kernels.normalise_frames(x.flatten(2, 3), norm.gain, norm.bias, norm.eps, silu)
             check(f"norm of {channels} {size} {dtype}", found, expected)
 
 

@@ -2,7 +2,7 @@
 
 Spatial convolutions are two-dimensional with channels last; causal ones in time are matrix products over
 three frames; norms run over one frame at a time, in float32. On a GPU in a 16-bit type the kernels of
-`cosmos_kernels` do norms, temporal convolutions and attention; `plain` selects the torch forms everywhere,
+`cosmos_kernels` and `cosmos_norm_kernels` do the rest; `plain` selects the torch forms everywhere,
 which are the truth for the kernels.
 
 Shape letters: N clips, F frames, H W rows and columns, C channels in, D channels out.
@@ -84,7 +84,7 @@ def normalise(
 ) -> Float[Tensor, "N F H W C"]:
     """Each frame with mean 0 and deviation 1, times gain plus bias, through SiLU if asked; float32 inside."""
     if is_accelerated(x, plain):
-        from lyra_ns.codec.cosmos_kernels import normalise_frames
+        from lyra_ns.codec.cosmos_norm_kernels import normalise_frames
 
         return normalise_frames(x.flatten(2, 3), norm.gain, norm.bias, norm.eps, silu).view_as(x)
     images = images_of_frames(x)
