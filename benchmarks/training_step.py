@@ -233,6 +233,7 @@ def training_rows(
 ) -> list[dict[str, Any]]:
     """One row for each way; one that does not fit into memory says so in place of its times."""
     rows = []
+    torch.backends.cudnn.benchmark = True  # as ns-train does
     for way in ways:
         try:
             rows.append(

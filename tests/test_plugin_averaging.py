@@ -10,6 +10,7 @@ from test_plugin_training import run_trainer
 from torch import Tensor
 from wall_scenes import tiny_pipeline_config, write_wall_scenes
 
+from lyra_ns.commands.any_decoder import nerfstudio_tensors
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
 from lyra_ns.plugin.averaging import averaged_copy, decay_at, fitting_state, update_average
 
@@ -77,6 +78,8 @@ def test_the_average_is_resumed_exactly_and_evaluated(walls: Path, tmp_path: Pat
     first = run_trainer(walls, tmp_path / "first", 2, **changes)
     second = run_trainer(walls, tmp_path / "second", 2, load_dir=first.checkpoint_dir, **changes)
     model, state = second.pipeline.model, whole.pipeline.state_dict()
+    (checkpoint,) = second.checkpoint_dir.glob("step-*.ckpt")
+    torch.testing.assert_close(nerfstudio_tensors(checkpoint), dict(model.averaged.state_dict()))
     torch.testing.assert_close(second.pipeline.state_dict(), state)
     assert not torch.equal(state["_model.averaged.deconv.weight"], state["_model.decoder.deconv.weight"])
     assert len(model.get_param_groups()["decoder"]) == len(list(model.decoder.parameters()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -13,11 +14,15 @@ from torch import Tensor
 from lyra_ns.checkpoints import load_decoder
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
 
+logger = logging.getLogger(__name__)
+
 SHIPPED_DECODER = "lyra_tiny.safetensors"
 """File in `lyra_ns.weights` of the decoder that ships with the package."""
 
 NERFSTUDIO_PREFIX = "_model.decoder."
 """What stands before the decoder's names in a nerfstudio checkpoint."""
+AVERAGED_PREFIX = "_model.averaged."
+"""The same for the moving average of its weights (--pipeline.model.ema-decay)."""
 
 MethodName = Literal["lyra", "lyra-dynamic", "lyra-tiny"]
 """Methods whose networks a checkpoint without a configuration may hold."""
@@ -85,7 +90,7 @@ def _from_nerfstudio(path: Path, method: MethodName) -> LatentGaussianDecoder:
 
 
 def nerfstudio_tensors(path: Path) -> dict[str, Tensor]:
-    """The decoder's tensors by its own names."""
+    """The decoder's tensors by its own names; the moving average of them where the run kept one."""
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: give a step-*.ckpt or the folder of its run")
     try:
@@ -99,10 +104,14 @@ def nerfstudio_tensors(path: Path) -> dict[str, Tensor]:
     pipeline = content.get("pipeline") if isinstance(content, dict) else None
     # Trained by several processes, everything of the model stands one "module." deeper.
     names = {name.replace("_model.module.", "_model.", 1): name for name in pipeline or {}}
+    is_averaged = any(short.startswith(AVERAGED_PREFIX) for short in names)
+    if is_averaged:
+        logger.info("%s holds a moving average of the weights, which is used", path)
+    prefix = AVERAGED_PREFIX if is_averaged else NERFSTUDIO_PREFIX
     tensors = {
-        short.removeprefix(NERFSTUDIO_PREFIX): pipeline[name]
+        short.removeprefix(prefix): pipeline[name]
         for short, name in names.items()
-        if pipeline is not None and short.startswith(NERFSTUDIO_PREFIX)
+        if pipeline is not None and short.startswith(prefix)
     }
     if not tensors:
         raise ValueError(

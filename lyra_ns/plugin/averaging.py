@@ -35,7 +35,7 @@ def decay_at(step: int, decay: float) -> float:
 @torch.no_grad()
 def update_average(average: LatentGaussianDecoder, decoder: LatentGaussianDecoder, decay: float) -> None:
     """Move `average` towards the weights of `decoder`, keeping the share `decay` of what it was."""
-    old = list(average.parameters())
+    old: list[Tensor] = list(average.parameters())
     new = [
         parameter.detach().to(like.dtype) for parameter, like in zip(decoder.parameters(), old, strict=True)
     ]

@@ -72,8 +72,8 @@ class LyraPipeline(VanillaPipeline):
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """Outputs, losses and metrics of the next training batch."""
         self._free_before_step, self._batch_size = free_bytes(torch.device(self.device)), None
-        cameras, batch = self.datamanager.next_train(step)
-        batch = {"scenes": self.model.complete(batch["pending"])}
+        cameras, waiting = self.datamanager.next_train(step)
+        batch = {"scenes": self.model.complete(waiting["pending"])}
         self._batch_size = batch_size_of(batch["scenes"], self.config.model.decoder, self.model.prune_ratio)
         outputs = self._model(cameras, batch)  # not self.model: DDP hooks onto this call
         metrics = self.model.get_metrics_dict(outputs, batch)

@@ -7,9 +7,13 @@ from typing import Any
 import torch
 from nerfstudio.engine.trainer import Trainer
 
+from lyra_ns.plugin.pipeline import LyraPipeline
+
 
 class LyraTrainer(Trainer):
     """As its parent; a step that runs out of memory ends the run with a checkpoint and one clear message."""
+
+    pipeline: LyraPipeline
 
     def train_iteration(self, step: int) -> Any:
         """Loss, losses and metrics of one step; SystemExit if the device has not enough memory for it."""
