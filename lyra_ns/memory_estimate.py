@@ -10,12 +10,13 @@ Shape letters: V views, T latent frames, h w latent cells; a token is a patch of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from lyra_ns.conditioning import CHEAP_VIEWS, RAYS_AT_ONCE
 from lyra_ns.decoder_config import DecoderConfig, block_kinds
 from lyra_ns.device_memory import GIB
 from lyra_ns.gaussians import NUM_RAW_CHANNELS, num_kept
-from lyra_ns.ssd import KERNEL_CHUNK, ScanName
+from lyra_ns.ssd import KERNEL_CHUNK
 from lyra_ns.ssd_states import TORCH_CHUNK
 
 FLOAT32, BFLOAT16, INT64 = 4, 2, 8
@@ -39,6 +40,12 @@ GAUSSIAN_BYTES_PER_KEPT = 225
 """Raw channels, rays, the Gaussians and what is alive between them, for kept cells."""
 RESULT_BYTES_PER_KEPT = 14 * FLOAT32
 """The numbers of one Gaussian."""
+
+NUM_SEGMENTS = 8
+"""Pieces of the sequence whose last states our own kernels hold, each of both directions."""
+
+ScanForm = Literal["reference", "chunked", "mamba_ssm", "fused", "fused_in_mamba_ssm", "fused_in_torch"]
+"""Form of the scan; of the fused form, what computes its states: our own kernels, mamba-ssm or torch."""
 
 CHUNKED_LATENT_FRAMES = 2
 """Latent frames whose raw channels exist at once in the chunked way."""
@@ -121,7 +128,7 @@ def estimate_inference_memory(
     *,
     prune_ratio: float,
     codec: str,
-    scan: ScanName,
+    scan: ScanForm,
     is_low_precision: bool,
 ) -> MemoryEstimate:
     """Upper estimate for one scene without gradients.
@@ -175,7 +182,7 @@ def _codec_kind(codec: str) -> str:
     return "cosmos" if codec.startswith("cosmos") else "linear"
 
 
-def _scan_block_bytes(config: DecoderConfig, number: int, scan: ScanName, num_tokens: int) -> int:
+def _scan_block_bytes(config: DecoderConfig, number: int, scan: ScanForm, num_tokens: int) -> int:
     """Bytes at the largest moment of a Mamba block: inside its second scan."""
     inner, state = config.inner_width, config.state_size
     projected = 2 * inner + 2 * state + inner // config.head_dim
@@ -186,10 +193,29 @@ def _scan_block_bytes(config: DecoderConfig, number: int, scan: ScanName, num_to
     if scan == "chunked":
         in_chunks = -(-num_tokens // TORCH_CHUNK) * TORCH_CHUNK
         return in_chunks * (around + _chunked_scan_bytes(config, number))
+    if scan != "mamba_ssm":
+        return _fused_block_bytes(config, number, scan, num_tokens)
     states = inner * state / KERNEL_CHUNK
     steps = 3 * FLOAT32 * inner // config.head_dim
     inside = number * (inner + 2 * state) + FLOAT32 * states + number * states + steps
     return round(num_tokens * (around + inside))
+
+
+def _fused_block_bytes(config: DecoderConfig, number: int, scan: ScanForm, num_tokens: int) -> int:
+    """Bytes at the largest moment of a Mamba block whose directions are scanned together."""
+    inner, state, heads = config.inner_width, config.state_size, config.inner_width // config.head_dim
+    projected = 2 * inner + 2 * state + heads
+    # The stream, the normed and the projected tokens; convolved channels and steps of both directions.
+    around = FLOAT32 * config.width + number * (config.width + projected + 2 * (inner + 2 * state + heads))
+    states, steps = 2 * inner * state / KERNEL_CHUNK, 3 * FLOAT32 * 2 * heads
+    if scan == "fused_in_torch":
+        return (
+            -(-num_tokens // TORCH_CHUNK) * TORCH_CHUNK * (around + 2 * _chunked_scan_bytes(config, number))
+        )
+    if scan == "fused_in_mamba_ssm":
+        return round(num_tokens * (around + (FLOAT32 + number) * states + steps))
+    ends = NUM_SEGMENTS * 2 * inner * state * (FLOAT32 + number)
+    return round(num_tokens * (around + number * (2 * inner + states) + steps)) + ends
 
 
 def _recurrence_bytes(config: DecoderConfig) -> int:

@@ -132,6 +132,8 @@ def test_each_choice_moves_its_stage() -> None:
     assert chunked.head < whole.head
     assert chunked.trunk == whole.trunk
     assert official(6, scan="chunked").trunk > 2 * whole.trunk
+    in_torch = official(6, scan="fused_in_torch").trunk
+    assert official(6, scan="fused").trunk < official(6, scan="fused_in_mamba_ssm").trunk < in_torch / 4
     assert official(6, prune_ratio=0.0).gaussians > 2 * whole.gaussians
     assert official(1, codec="cosmos:folder").conditioning > 2 * official(1).conditioning
 
