@@ -11,7 +11,8 @@ token j in its block. `left` is what the end of its block sees of a token. Expon
 terms, or cut at zero where they do not count, so nothing overflows however fast a state fades.
 
 Shape letters as in ssd.py; tensors named `*_tiles` are TMA descriptors, whose loads give zero past the last
-token and whose stores stop there.
+token and whose stores stop there. Numbers of tokens, chunks and segments are not specialised, so that one
+compilation serves sequences of every length.
 """
 
 # Kernels take pointers, numbers and constants that no type describes.
@@ -34,7 +35,7 @@ def softplus(raw):
     return tl.maximum(raw, 0) + tail
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def accumulate_steps(
     step,
     step_bias,
@@ -69,7 +70,7 @@ def accumulate_steps(
     tl.store(left + places, of_token * tl.exp2(until_end), is_head[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_chunks", "chunks_per_segment"])
 def walk_segments(
     x_tiles,
     write_tiles,
@@ -153,7 +154,7 @@ def walk_segments(
     tl.store(last_faded + segment * NUM_HEADS + row_heads, faded)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_segments"])
 def join_segments(
     last_state,
     last_faded,
@@ -242,7 +243,7 @@ def read_out_tile(
         y_tiles.store([start, head * CHANNELS], y.to(y_tiles.dtype))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks_per_segment"])
 def read_out(
     x_tiles,
     write_tiles,
