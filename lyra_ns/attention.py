@@ -197,13 +197,14 @@ def _fits(name: AttentionName, query: Tensor) -> bool:
 def choose_attention_backend(name: AttentionName = "auto") -> AttentionBackend:
     """The backend `name`, or with auto the fastest exact form; ValueError if it cannot run here.
 
-    On the CPU every backend is `torch`. auto trains with cuDNN, forward and backward; fp8 does so, too.
+    On the CPU every backend is `torch`. Our own kernel trains with the backward pass of cuDNN; fp8 with cuDNN
+    forward and backward.
     """
     if name == "auto":
         obstacle = _why_not("triton")
         if obstacle:
             return AttentionBackend("cudnn", "cudnn", f"no kernel of our own: {obstacle}")
-        return AttentionBackend("triton", "cudnn", "a Hopper GPU with Triton")
+        return AttentionBackend("triton", "triton", "a Hopper GPU with Triton")
     if name not in _FORMS:
         raise ValueError(f"the attention backend must be auto or one of {', '.join(_FORMS)}, found {name!r}")
     obstacle = _why_not(name)

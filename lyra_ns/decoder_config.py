@@ -58,7 +58,7 @@ class DecoderConfig:
     ssd_backend: ScanName = "auto"
     """Form of the Mamba-2 scan (ssd.py); auto takes the fastest that runs on the device."""
     attention: AttentionName = "auto"
-    """Form of the attention on a CUDA device: exact in all forms but fp8, which rounds the scores' factors."""
+    """Form of the attention on a CUDA device: exact in all forms but fp8, which rounds queries and keys."""
     recompute: Literal["auto", "none", "scans", "all"] = "auto"
     """What is computed again in the backward pass instead of being kept: nothing, Mamba blocks and
     perceptrons but never attention (scans), or every block; auto chooses by the size of the card."""

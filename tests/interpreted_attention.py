@@ -21,7 +21,7 @@ from triton.runtime import interpreter
 from lyra_ns.attention import attention_with_logsumexp
 from lyra_ns.kernels.attention import AttentionTiles, attend, attend_in_eight_bits
 
-SMALL = AttentionTiles(queries=64, keys=32)
+SMALL = AttentionTiles(queries=64, keys=32, sum_columns=8)
 
 
 def _widen(handle: Any) -> np.ndarray:
@@ -147,10 +147,10 @@ CASES: dict[str, Callable[[], object]] = {
     "peaked": lambda: errors(draw(96) * 3),
     "large": lambda: errors(draw(96) * 8),
     "moved": lambda: errors(draw(96) + torch.tensor([0, 40, 0]).view(3, 1, 1)),
-    "no polynomial": lambda: errors(draw(75), AttentionTiles(64, 64, polynomial_quarters=0)),
-    "half polynomial": lambda: errors(draw(75), AttentionTiles(64, 64, polynomial_quarters=2)),
+    "no polynomial": lambda: errors(draw(75), AttentionTiles(64, 64, sum_columns=8)),
+    "half polynomial": lambda: errors(draw(75), AttentionTiles(64, 64, polynomial_quarters=2, sum_columns=8)),
     "plain sums": lambda: errors(draw(75), AttentionTiles(64, 64, sum_columns=1)),
-    "in registers": lambda: errors(draw(75), AttentionTiles(64, 32, query_in_registers=True)),
+    "in registers": lambda: errors(draw(75), AttentionTiles(64, 32, sum_columns=8, query_in_registers=True)),
     "far key": lambda: errors(far_key()),
     "huge key": lambda: errors(huge_key()),
     "huge values": lambda: errors(huge_values()),

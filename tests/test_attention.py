@@ -148,7 +148,7 @@ def test_compiled_kernel_fits_two_programs_on_a_multiprocessor() -> None:
     assert 2 * (compiled.metadata.shared + 1024) <= 228 * 1024
     ptx = compiled.asm["ptx"]
     assert "wgmma.mma_async" in ptx
-    # A quarter of the 64 exponentials of a thread and step by the polynomial.
+    # Of the 64 exponentials of a thread and step, those that the polynomial does not take.
     assert ptx.count("ex2.approx") == 64 - 16 * tiles.polynomial_quarters
 
 
@@ -208,7 +208,7 @@ LONG = (1, 56_320, 8, 64)
     ("name", "shape", "dtype", "requires_grad", "expected"),
     [
         ("auto", LONG, torch.bfloat16, False, "triton"),
-        ("auto", LONG, torch.bfloat16, True, "cudnn"),
+        ("auto", LONG, torch.bfloat16, True, "triton"),
         ("auto", LONG, torch.float32, False, "cudnn"),
         ("auto", (1, 56_320, 8, 32), torch.bfloat16, False, "cudnn"),
         ("auto", (1, 512, 8, 64), torch.bfloat16, False, "cudnn"),
@@ -228,7 +228,7 @@ def test_form_by_shape(
     requires_grad: bool,
     expected: str,
 ) -> None:
-    """Our kernel only where it fits, cuDNN elsewhere, and cuDNN in training unless asked otherwise."""
+    """Our kernel only where it fits, cuDNN elsewhere; 8-bit scores are for inference alone."""
     monkeypatch.setattr(attention, "_why_not", lambda name: "")
     part: Any = OnCuda(shape, dtype, requires_grad)
     assert choose_attention_backend(name).form(part, part, part) == expected

@@ -191,12 +191,12 @@ class Stages:
         convolve = self.forward()["convolution"][0]
         sizes: dict[str, tuple[int, ...]] = {
             "CHANNEL_BLOCK": (32, 64, 128),
-            "TILE_BYTES": (512, 1024),
+            "FORWARD_TILE_BYTES": (512, 1024),
             "FORWARD_TOKENS": (32, 64, 128, 256),
         }
         yield from _varied("convolution", convolution, sizes, convolve, repetitions)
         both_ways = self.backward()
-        sizes = {"CHANNEL_BLOCK": (32, 64), "TILE_BYTES": (512, 1024), "BACKWARD_TOKENS": (256, 512)}
+        sizes = {"CHANNEL_BLOCK": (32, 64), "BACKWARD_TILE_BYTES": (512, 1024), "BACKWARD_TOKENS": (256, 512)}
         work = both_ways["convolution, both ways"]
         yield from _varied("convolution, both ways", convolution, sizes, work, repetitions)
         work = self.forward()["gated norm and sum"][0]

@@ -11,7 +11,7 @@ import torch
 
 import lyra_ns
 
-PACKAGES = ("gsplat", "nerfstudio", "lpips", "numpy")
+PACKAGES = ("gsplat", "nerfstudio", "lpips", "numpy", "triton", "mamba-ssm", "causal-conv1d")
 """Packages, beside torch, whose versions can change numbers."""
 
 

@@ -11,8 +11,9 @@ exponents of float32, and a headroom leaves most of them for this case; a row wh
 threshold marks its tile, and a second launch computes marked tiles with the running maximum. All of that is
 decided on the device, nothing waits for the host, and the result never depends on how tight the bound is.
 
-A part of the exponentials is computed by a polynomial, because the special function unit of Hopper needs as
-long for the exponential of a score as its tensor cores need for the 256 operations around it.
+The special function unit of Hopper needs as long for the exponential of a score as its tensor cores need for
+the 256 operations around it. A part of the exponentials can be computed by a polynomial instead; on an H200
+the instructions that this adds cost more than it saves (benchmarks/kernels/attention.py), so it is off.
 
 Shape letters: B scenes, N tokens, H heads, D channels of a head.
 """
@@ -49,12 +50,16 @@ class AttentionTiles:
     """Warps of a program, 4 for each 64 or 128 queries."""
     num_stages: int = 3
     """Steps whose keys and values are held in shared memory at once."""
-    polynomial_quarters: int = 1
+    polynomial_quarters: int = 0
     """Quarters of the exponentials that the multipliers compute in place of the special function unit."""
-    sum_columns: int = 8
+    sum_columns: int = 1
     """8: the tensor cores sum the rounded weights; 1: plain additions sum them before rounding."""
     query_in_registers: bool = False
     """Hold the queries in registers in place of shared memory, whose bandwidth they then no longer share."""
+
+
+EIGHT_BIT_TILES = AttentionTiles(keys=128)
+"""The fastest for 8-bit queries and keys, which take half the room."""
 
 
 def attend(
@@ -90,7 +95,8 @@ def attend_in_eight_bits(
     query8, query_scale = _rounded_to_e4m3(query.float())
     key8, key_scale = _rounded_to_e4m3(key - centre)
     scale = query_scale * key_scale * (HEAD_DIM**-0.5 * _LOG2_E)
-    return _launch(query8, key8, value, scale, torch.zeros_like(centre[:, 0]), tiles or AttentionTiles())[0]
+    no_centre = torch.zeros_like(centre[:, 0])
+    return _launch(query8, key8, value, scale, no_centre, tiles or EIGHT_BIT_TILES)[0]
 
 
 def _rounded_to_e4m3(tensor: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,9 +23,11 @@ from lyra_ns.ssd_bidirectional import DirectedTokens
 
 CHANNEL_BLOCK = 64
 """Channels that one warp holds at a time."""
-TILE_BYTES = 512
-"""What one warp loads at a time, 16 bytes for each thread: 4 tokens in bfloat16."""
-FORWARD_TOKENS = 128
+FORWARD_TILE_BYTES = 1024
+"""What one warp loads at a time, 32 bytes for each thread: 8 tokens in bfloat16."""
+BACKWARD_TILE_BYTES = 512
+"""As above in the backward kernel, which holds more beside it."""
+FORWARD_TOKENS = 64
 """Tokens that one program of the forward kernel walks through."""
 BACKWARD_TOKENS = 512
 """As above in the backward kernel, each of whose programs writes its own sum of weight gradients."""
@@ -91,14 +93,14 @@ class _Sizes(NamedTuple):
         batch, tokens = projected.shape[:2]
         return _Sizes(batch, tokens, inner, (channels - inner) // 2, heads, weight.shape[1])
 
-    def constants(self, itemsize: int, tokens_per_program: int) -> dict[str, int]:
+    def constants(self, tokens_per_tile: int, tokens_per_program: int) -> dict[str, int]:
         """Numbers that the kernels are compiled for."""
         return {
             "INNER": self.inner,
             "STATE": self.state,
             "HEADS": self.heads,
             "TAPS": self.taps,
-            "TOKEN_BLOCK": TILE_BYTES // (CHANNEL_BLOCK * itemsize),
+            "TOKEN_BLOCK": tokens_per_tile,
             "CHANNEL_BLOCK": CHANNEL_BLOCK,
             "HEAD_BLOCK": triton.next_power_of_2(self.heads),
             "TOKENS": tokens_per_program,
@@ -112,7 +114,8 @@ def _convolve(projected: Tensor, weight: Tensor, bias: Tensor, sizes: _Sizes) ->
         projected.new_empty(sizes.batch, sizes.tokens, 2, size)
         for size in (sizes.inner, sizes.heads, sizes.state, sizes.state)
     ]
-    constants = sizes.constants(projected.element_size(), FORWARD_TOKENS)
+    tile = FORWARD_TILE_BYTES // (CHANNEL_BLOCK * projected.element_size())
+    constants = sizes.constants(tile, FORWARD_TOKENS)
     grid = (triton.cdiv(sizes.tokens, FORWARD_TOKENS) * constants["NUM_BLOCKS"], sizes.batch)
     with torch.cuda.device_of(projected):
         convolution_kernel[grid](projected, weight, bias, *outputs, sizes.tokens, **constants, num_warps=1)
@@ -126,7 +129,8 @@ def _convolve_backward(
     num_parts = triton.cdiv(sizes.tokens, BACKWARD_TOKENS)
     grad_projected = torch.empty_like(projected)
     parts = bias.new_empty(sizes.batch, num_parts, 2, sizes.taps + 1, bias.shape[1], dtype=torch.float32)
-    constants = sizes.constants(projected.element_size(), BACKWARD_TOKENS)
+    tile = BACKWARD_TILE_BYTES // (CHANNEL_BLOCK * projected.element_size())
+    constants = sizes.constants(tile, BACKWARD_TOKENS)
     with torch.cuda.device_of(projected):
         convolution_backward_kernel[(num_parts * constants["NUM_BLOCKS"], sizes.batch)](
             projected,
