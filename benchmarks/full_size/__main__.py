@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -17,16 +18,21 @@ import tyro
 from benchmarks.environment import describe_environment
 from benchmarks.full_size.forward import ablations, error_rows, forward_rows, ways
 from benchmarks.full_size.inputs import Size
+from benchmarks.full_size.low_precision import low_precision_rows
 from benchmarks.full_size.rendering import rendering_rows, writing_rows
 from benchmarks.kernels.cosmos_encoder import error_rows as encoder_error_rows
 from benchmarks.kernels.cosmos_encoder import random_autoencoder, scene_cameras, scene_rows
 from benchmarks.training_step import StepSize, training_rows
 from lyra_ns.data.files import write_whole
+from lyra_ns.synthetic import write_sample_data
 
-Part = Literal["forward", "errors", "ablations", "rendering", "writing", "plucker", "training"]
+Part = Literal[
+    "forward", "errors", "low_precision", "ablations", "rendering", "writing", "plucker", "training"
+]
 ALL_PARTS: tuple[Part, ...] = (
     "forward",
     "errors",
+    "low_precision",
     "ablations",
     "rendering",
     "writing",
@@ -35,12 +41,15 @@ ALL_PARTS: tuple[Part, ...] = (
 )
 
 
-def rows_of(part: Part, views: tuple[int, ...], size: Size, repetitions: int) -> list[dict[str, Any]]:
+def rows_of(
+    part: Part, views: tuple[int, ...], size: Size, repetitions: int, data: Path | None
+) -> list[dict[str, Any]]:
     """The rows of one part."""
     most = max(views)
     makers: dict[Part, Callable[[], list[dict[str, Any]]]] = {
         "forward": lambda: forward_rows(views, size, "cuda", ways(), repetitions),
         "errors": lambda: error_rows(size, "cuda"),
+        "low_precision": lambda: precision_rows(data),
         "ablations": lambda: forward_rows((1, most), size, "cuda", ablations(), 1),
         "rendering": lambda: rendering_rows(most, size, "cuda"),
         "writing": lambda: writing_rows(most, size, "cuda"),
@@ -55,6 +64,15 @@ def plucker_rows(size: Size, repetitions: int) -> list[dict[str, Any]]:
     autoencoder = random_autoencoder()
     paths = scene_cameras(size.num_frames, size.height, size.width)
     return scene_rows(autoencoder, paths, repetitions) + encoder_error_rows(autoencoder)
+
+
+def precision_rows(data: Path | None) -> list[dict[str, Any]]:
+    """Renders of the held-out scenes of `data` (None: of four new ones) by each form of attention."""
+    if data is not None:
+        return low_precision_rows(data)
+    with TemporaryDirectory() as folder:
+        write_sample_data(Path(folder), 1, num_held_out=4, seed=21, device="cuda")
+        return low_precision_rows(Path(folder))
 
 
 def step_rows(size: Size) -> list[dict[str, Any]]:
@@ -75,17 +93,24 @@ def main(
     height: int = 704,
     width: int = 1280,
     repetitions: int = 3,
+    data: Path | None = None,
+    commit: str | None = None,
 ) -> None:
-    """Measure `parts` and write them into the JSON file `output`, beside those it holds already."""
+    """Measure `parts` and write them into the JSON file `output`, beside those it holds already.
+
+    `data` holds the held-out scenes of the part low_precision (by default new ones are made); `commit` names
+    the code where it runs from a copy without git.
+    """
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks.full_size measures on a CUDA device, found none: run it on one")
     size = Size(num_frames, height, width)
     content = json.loads(output.read_text()) if output.is_file() else {"parts": {}}
     for part in parts:
         print(f"== {part}", flush=True)
-        rows = rows_of(part, views, size, repetitions)
+        rows = rows_of(part, views, size, repetitions, data)
+        environment = describe_environment("cuda")
         content["parts"][part] = {
-            "environment": describe_environment("cuda"),
+            "environment": environment | {"commit": environment["commit"] or commit},
             "size": vars(size),
             "rows": rows,
         }

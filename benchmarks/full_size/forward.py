@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -51,13 +51,17 @@ def ablations() -> list[Way]:
 
 
 def decoder_of(config: DecoderConfig, device: torch.device | str) -> LatentGaussianDecoder:
-    """A decoder whose weights are random everywhere, also where training starts from zero."""
+    """A decoder of random weights, the same for every precision, that reads its rays and attends unevenly."""
     torch.manual_seed(0)
-    decoder = LatentGaussianDecoder(config)
+    drawn = LatentGaussianDecoder(replace(config, parity=False))
     with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
-            if "plucker_embed.proj" in name:
+        for name, parameter in drawn.named_parameters():
+            if "plucker_embed.proj" in name:  # zero at the start of a training
                 parameter.normal_(std=0.05)
+            if name.endswith("qkv.weight"):  # so small at the start that all tokens weigh the same
+                parameter.mul_(3)
+    decoder = LatentGaussianDecoder(config)
+    decoder.load_state_dict(drawn.state_dict())
     return decoder.to(device).eval()
 
 

@@ -160,24 +160,29 @@ def split_rows(rows: Tensor, inner: int) -> tuple[Tensor, Tensor]:
     return rows[..., inner:].unflatten(-1, (2, inner)), rows[..., :inner]
 
 
-@pytest.mark.parametrize(("autocast", "tolerance"), [(False, 5e-3), (True, 3e-2)])
-def test_block_equals_plain_block(autocast: bool, tolerance: float) -> None:
-    """A whole block in both regimes: float32 stream, gradients of every weight and of the tokens."""
+@pytest.mark.parametrize("autocast", [False, True])
+def test_block_equals_plain_block(autocast: bool) -> None:
+    """A whole block in both regimes: float32 stream, gradients of every weight and of the tokens.
+
+    Under autocast sums over all tokens (steps, decay) gather roundings: the plain block's say how many.
+    """
     config = DecoderConfig(width=128, num_heads=2, state_size=64)
     torch.manual_seed(0)
     plain = MambaBlock(config, choose_scan_backend("chunked")).cuda()
     fused = MambaBlock(config, choose_scan_backend("fused")).cuda()
     fused.load_state_dict(plain.state_dict())
-    runs = []
-    for block in (fused, plain):
+
+    def run(block: MambaBlock, autocast: bool) -> list[Tensor]:
         tokens = random(2, 333, 128, seed=3, dtype=torch.float32).requires_grad_()
-        with torch.autocast("cuda", torch.bfloat16, autocast and block is fused):
+        with torch.autocast("cuda", torch.bfloat16, autocast):
             result = block(tokens)
         assert result.dtype == torch.float32
         loss = (result * random(*result.shape, seed=4, dtype=torch.float32)).sum()
-        runs.append([result - tokens, *torch.autograd.grad(loss, [tokens, *block.parameters()])])
-    errors = [relative_error(a, b) for a, b in zip(*runs, strict=True)]
-    assert max(errors) < tolerance, errors
+        return [result - tokens, *torch.autograd.grad(loss, [tokens, *block.parameters()])]
+
+    truth = run(plain, False)
+    for ours, theirs, true in zip(run(fused, autocast), run(plain, autocast), truth, strict=True):
+        assert relative_error(ours, true) < 1.5 * relative_error(theirs, true) + 5e-3
 
 
 def test_rows_beyond_32_bit_offsets() -> None:
