@@ -35,7 +35,7 @@ NUM_TRAJECTORIES = 6
 def low_precision_rows(
     data: Path, device: str = "cuda", forms: Mapping[str, AttentionForm] = FORMS
 ) -> list[dict[str, Any]]:
-    """Scores of each form on the held-out scenes of `data`, and the PSNR of its renders against the first's."""
+    """Scores of each form on the held-out scenes of `data`; PSNR of its renders against the first form's."""
     store = LyraStore(data)
     codec = codec_for(store.spec, torch.device(device))
     names = store.manifest.splits["test"] if store.manifest else store.names
