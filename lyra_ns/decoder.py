@@ -151,9 +151,9 @@ class LatentGaussianDecoder(nn.Module):
         with torch.autocast(
             device_type, torch.bfloat16, self.uses_autocast(device_type), cache_enabled=False
         ):
-            tokens = self.embed(latents, plucker, time)
-            # The stream between the blocks keeps the precision of the weights under autocast, too.
-            return self.trunk(tokens.to(self.enc_norm.weight.dtype))
+            # The stream between the blocks keeps the precision of the weights under autocast, too. It has no
+            # name here, which would keep the embedding alive through all blocks.
+            return self.trunk(self.embed(latents, plucker, time).to(self.enc_norm.weight.dtype))
 
     def embed(self, latents: Tensor, plucker: Tensor, time: Tensor | None) -> Float[Tensor, "B N E"]:
         """The tokens of all views as one sequence."""

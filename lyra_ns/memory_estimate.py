@@ -36,13 +36,17 @@ SELECT_BYTES_PER_CELL = 28
 """Opacities of all cells, their masks and counts while the kept ones are found."""
 GATHER_BYTES_PER_KEPT = 225
 """Indices and copies of the raw channels of kept cells while they are read from a group."""
-GAUSSIAN_BYTES_PER_KEPT = 225
+GAUSSIAN_BYTES_PER_KEPT = 250
 """Raw channels, rays, the Gaussians and what is alive between them, for kept cells."""
 RESULT_BYTES_PER_KEPT = 14 * FLOAT32
 """The numbers of one Gaussian."""
 
+OWN_CHUNK = 128
+"""Tokens of a chunk in our own kernels."""
 NUM_SEGMENTS = 8
 """Pieces of the sequence whose last states our own kernels hold, each of both directions."""
+UNCOUNTED = 1 / 64
+"""Share for what is small: cast weights, rounded allocations, sums over segments."""
 
 ScanForm = Literal["reference", "chunked", "mamba_ssm", "fused", "fused_in_mamba_ssm", "fused_in_torch"]
 """Form of the scan; of the fused form, what computes its states: our own kernels, mamba-ssm or torch."""
@@ -205,17 +209,24 @@ def _fused_block_bytes(config: DecoderConfig, number: int, scan: ScanForm, num_t
     """Bytes at the largest moment of a Mamba block whose directions are scanned together."""
     inner, state, heads = config.inner_width, config.state_size, config.inner_width // config.head_dim
     projected = 2 * inner + 2 * state + heads
-    # The stream, the normed and the projected tokens; convolved channels and steps of both directions.
-    around = FLOAT32 * config.width + number * (config.width + projected + 2 * (inner + 2 * state + heads))
-    states, steps = 2 * inner * state / KERNEL_CHUNK, 3 * FLOAT32 * 2 * heads
+    # The stream twice, since callers that hold their arguments (any before Python 3.11) keep what went into
+    # the first block; the normed and the projected tokens; convolved channels and steps of both directions.
+    around = 2 * FLOAT32 * config.width
+    around += number * (config.width + projected + 2 * (inner + 2 * state + heads))
+    steps = 3 * FLOAT32 * 2 * heads
     if scan == "fused_in_torch":
         return (
             -(-num_tokens // TORCH_CHUNK) * TORCH_CHUNK * (around + 2 * _chunked_scan_bytes(config, number))
         )
     if scan == "fused_in_mamba_ssm":
+        states = 2 * inner * state / KERNEL_CHUNK
         return round(num_tokens * (around + (FLOAT32 + number) * states + steps))
+    # States before every chunk, in the dtype of the tokens, are alive while the results are made.
+    in_chunks = -(-num_tokens // OWN_CHUNK) * OWN_CHUNK
+    states = 2 * inner * state // OWN_CHUNK
     ends = NUM_SEGMENTS * 2 * inner * state * (FLOAT32 + number)
-    return round(num_tokens * (around + number * (2 * inner + states) + steps)) + ends
+    alive = num_tokens * (around + number * 2 * inner) + in_chunks * (number * states + steps) + ends
+    return round((1 + UNCOUNTED) * alive)
 
 
 def _recurrence_bytes(config: DecoderConfig) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +18,8 @@ from lyra_ns.conditioning import Conditioning, ConditioningBuilder
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
 from lyra_ns.decoder_head import pruned_gaussians
 from lyra_ns.memory_estimate import (
+    NUM_SEGMENTS,
+    OWN_CHUNK,
     InferencePlan,
     MemoryEstimate,
     SceneSize,
@@ -133,9 +138,52 @@ def test_each_choice_moves_its_stage() -> None:
     assert chunked.trunk == whole.trunk
     assert official(6, scan="chunked").trunk > 2 * whole.trunk
     in_torch = official(6, scan="fused_in_torch").trunk
-    assert official(6, scan="fused").trunk < official(6, scan="fused_in_mamba_ssm").trunk < in_torch / 4
+    fused, in_mamba_ssm = official(6, scan="fused").trunk, official(6, scan="fused_in_mamba_ssm").trunk
+    assert max(fused, in_mamba_ssm) < in_torch / 4
+    # Twice the chunk states in half the bytes, and the results beside them.
+    assert fused == pytest.approx(in_mamba_ssm, rel=0.02)
     assert official(6, prune_ratio=0.0).gaussians > 2 * whole.gaussians
     assert official(1, codec="cosmos:folder").conditioning > 2 * official(1).conditioning
+
+
+def test_sizes_of_our_own_kernels_are_those_that_run() -> None:
+    pytest.importorskip("triton")
+    from lyra_ns.kernels.ssd_forward import HOPPER_TILES
+
+    assert (HOPPER_TILES.chunk, HOPPER_TILES.num_segments) == (OWN_CHUNK, NUM_SEGMENTS)
+
+
+PEAKS_OF_ONE_AND_THREE_BLOCKS = """
+import sys, torch
+from dataclasses import replace
+sys.path.append(sys.argv[1])
+from peak_memory import PeakMemory
+from lyra_ns.decoder import LatentGaussianDecoder
+from lyra_ns.method_configs.tiny import TINY_DECODER
+for depth in (1, 3):
+    decoder = LatentGaussianDecoder(replace(TINY_DECODER, depth=depth, pattern="T"))
+    latents, plucker = torch.randn(1, 2, 16, 3, 16, 20), torch.randn(1, 2, 32, 3, 16, 20)
+    with torch.no_grad(), PeakMemory(latents, plucker, *decoder.parameters()) as trunk:
+        decoder.encode(latents, plucker)
+    print(trunk.peak)
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="callers hold arguments until the call returns")
+def test_later_blocks_do_not_find_the_embedding_alive() -> None:
+    """Several blocks peak where one does; in a process without the checks of shapes, which hold arguments."""
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        PEAKS_OF_ONE_AND_THREE_BLOCKS,
+        str(Path(__file__).parent),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    one, three = map(int, result.stdout.split())
+    assert one == three
 
 
 def test_estimate_says_its_stages() -> None:
