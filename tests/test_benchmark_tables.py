@@ -13,6 +13,7 @@ from wall_scenes import write_wall_scenes
 from benchmarks import tables
 from benchmarks.environment import cpu_model, describe_environment
 from benchmarks.stabilisers import earlier_content, in_order, run
+from benchmarks.table_text import NOTHING
 from benchmarks.variants import SWITCHES, VARIANTS, Setting, training_config
 from lyra_ns.decoder_config import DecoderConfig
 from lyra_ns.evaluation.runner import METRICS
@@ -47,7 +48,7 @@ def test_held_out_of_one_file_shows_values_and_gaps(tmp_path: Path) -> None:
     )
     text = tables.held_out_table(tmp_path)
     assert cells(text)[1] == ["novel", "6", "lyra", "24", "26.13", "0.500", "0.500", "0.500"]
-    assert cells(text)[2][-1] == tables.NOTHING
+    assert cells(text)[2][-1] == NOTHING
     assert text.endswith("\n\nGPU X, torch 9.9, commit 0123456789 with changes.")
 
 
