@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 import pytest
@@ -278,6 +279,38 @@ def test_cosmos_statistics_are_per_channel_and_latent_frame(cosmos_folder):
     torch.testing.assert_close(codec.from_diffusion(codec.to_diffusion(raw)), raw)
     with pytest.raises(ValueError, match="16 latent frames, found 17"):
         codec.from_diffusion(torch.zeros(1, 16, 17, 1, 1))
+
+
+@pytest.mark.parametrize("subfolder", ["", "vae"])
+def test_hub_repository_may_hold_its_weights_in_a_subfolder(cosmos_folder, monkeypatch, tmp_path, subfolder):
+    """The hub itself is played by a local copy of a repository."""
+    from diffusers import AutoencoderKLCosmos
+
+    local = tmp_path / "repository"
+    shutil.copytree(cosmos_folder, local / subfolder)
+    from_pretrained = AutoencoderKLCosmos.from_pretrained
+
+    def from_hub(name, **options):
+        assert name == "owner/name"
+        return from_pretrained(str(local), **options)
+
+    monkeypatch.setattr(AutoencoderKLCosmos, "from_pretrained", from_hub)
+    codec = load_cosmos_codec("owner/name")
+    assert codec.spec.codec == "cosmos:owner/name"
+    monkeypatch.undo()
+    assert codec.spec.digest == load_cosmos_codec(str(cosmos_folder)).spec.digest
+
+
+def test_hub_repository_without_weights_is_named(monkeypatch):
+    """Both places were tried, and both reasons are told."""
+    from diffusers import AutoencoderKLCosmos
+
+    def from_hub(name, subfolder="root"):
+        raise OSError(f"no config in {subfolder}")
+
+    monkeypatch.setattr(AutoencoderKLCosmos, "from_pretrained", from_hub)
+    with pytest.raises(FileNotFoundError, match="no config in root and in vae: no config in vae"):
+        load_cosmos_codec("owner/name")
 
 
 def test_official_mean_std_file_takes_precedence(cosmos_folder, tmp_path):

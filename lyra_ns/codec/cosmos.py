@@ -121,6 +121,7 @@ def load_cosmos_codec(
 ) -> CosmosCodec:
     """The Cosmos codec of a diffusers folder (or its `vae` subfolder, or a file in it) or a hub id.
 
+    A repository of the hub, too, may hold the weights at its root or in the subfolder `vae`.
     An official `mean_std.pt` beside the weights takes precedence over the statistics in config.json.
     FileNotFoundError when nothing is there, ModuleNotFoundError without diffusers.
     """
@@ -137,16 +138,25 @@ def load_cosmos_codec(
             f"codec cosmos:{location}: expected a folder with config.json and weights of AutoencoderKLCosmos "
             "(or a `vae` folder with them), found none: give the folder's path or a hub id owner/name"
         )
-    try:
-        autoencoder = AutoencoderKLCosmos.from_pretrained(str(folder or location))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise FileNotFoundError(
-            f"codec cosmos:{location} could not be loaded ({reason}): give the path of a folder that "
-            "AutoencoderKLCosmos.save_pretrained wrote"
-        ) from error
+    autoencoder = _autoencoder(AutoencoderKLCosmos, location, folder)
     statistics = _statistics(autoencoder.config, folder)
     return CosmosCodec(autoencoder, statistics, f"cosmos:{location}", encoder).to(device)
+
+
+def _autoencoder(kind: Any, location: str, folder: Path | None) -> Any:
+    """What diffusers loads from the folder, or from the root or the `vae` subfolder of a hub repository."""
+    places: list[dict[str, str]] = [{}] if folder else [{}, {"subfolder": "vae"}]
+    reasons: list[Exception] = []
+    for place in places:
+        try:
+            return kind.from_pretrained(str(folder or location), **place)
+        except (OSError, ValueError) as error:
+            reasons.append(error)
+    told = " and in vae: ".join((str(reason).strip() or "no details").splitlines()[0] for reason in reasons)
+    raise FileNotFoundError(
+        f"codec cosmos:{location} could not be loaded ({told}): give the path of a folder that "
+        "AutoencoderKLCosmos.save_pretrained wrote, or a hub id with its weights at the root or in vae"
+    ) from reasons[-1]
 
 
 def _digest(autoencoder: Any, statistics: LatentStatistics) -> str:
