@@ -84,6 +84,7 @@ def test_the_average_is_resumed_exactly_and_evaluated(walls: Path, tmp_path: Pat
     assert not torch.equal(state["_model.averaged.deconv.weight"], state["_model.decoder.deconv.weight"])
     assert len(model.get_param_groups()["decoder"]) == len(list(model.decoder.parameters()))
     assert any("moving average" in line for line in model.describe_parts())
+    assert any(line.startswith("attention: ") for line in model.describe_parts())
     model.eval()
     shown = model.gauss_params["means"]
     with torch.no_grad():

@@ -19,6 +19,7 @@ class Doctor:
         """Print the report."""
         import torch
 
+        from lyra_ns.attention import choose_attention_backend, describe_attention_backend
         from lyra_ns.rendering import RenderSettings, describe_backend
         from lyra_ns.ssd import choose_scan_backend, describe_scan_backend
 
@@ -30,6 +31,8 @@ class Doctor:
         where = torch.cuda.get_device_name() if is_cuda else f"{torch.get_num_threads()} threads"
         print(f"device       {device.type} ({where})")
         print(f"scan         {describe_scan_backend(choose_scan_backend('auto'))}")
+        attention = describe_attention_backend(choose_attention_backend())
+        print(f"attention    {attention.removeprefix('attention: ')}")
         print(f"renderer     {describe_backend(RenderSettings(), device)}")
         for line in _advice(device.type):
             print(f"missing      {line}")

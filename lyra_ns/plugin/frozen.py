@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from nerfstudio.utils.rich_utils import CONSOLE
 
+from lyra_ns.attention import choose_attention_backend, describe_attention_backend
 from lyra_ns.codec import VideoCodec, VideoLatentSpec, codec_for
 from lyra_ns.conditioning import ConditioningBuilder, RayDtype
 from lyra_ns.decoder import LatentGaussianDecoder
@@ -59,7 +60,7 @@ class FrozenParts:
             self._conditioning = ConditioningBuilder(
                 self.codec(device),
                 decoder.cell_size,
-                views_at_once=64 if is_cheap else 1,
+                views_at_once=64 if is_cheap else None,
                 plucker_dtype=usual if plucker_dtype == "auto" else plucker_dtype,
                 ray_dtype=usual if ray_dtype == "auto" else ray_dtype,
                 max_cache_bytes=0 if is_cheap else 2**30,
@@ -110,6 +111,7 @@ class FrozenParts:
         lines = [
             f"Decoder: {num_parameters:,} parameters, one Gaussian per {cell}x{cell} pixels",
             describe_scan_backend(decoder.scan),
+            describe_attention_backend(choose_attention_backend(decoder.config.attention)),
             describe_backend(self._config.render, device),
             f"Codec: {codec}",
         ]
