@@ -16,6 +16,7 @@ from lyra_ns.plugin.model_config import LyraModelConfig
 from lyra_ns.plugin.optimizers import DecoderAdamWConfig
 from lyra_ns.plugin.pipeline import LyraPipelineConfig
 from lyra_ns.plugin.schedulers import WarmupSchedulerConfig
+from lyra_ns.plugin.trainer import LyraTrainer
 from lyra_ns.rendering.types import RenderSettings
 
 TINY_DECODER = DecoderConfig(
@@ -41,6 +42,7 @@ TINY_DECODER = DecoderConfig(
 
 lyra_tiny = MethodSpecification(
     config=TrainerConfig(
+        _target=LyraTrainer,
         method_name="lyra-tiny",
         steps_per_eval_batch=500,
         steps_per_eval_image=500,

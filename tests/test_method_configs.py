@@ -61,6 +61,15 @@ def test_entry_points_are_specifications(value: str, kind: type) -> None:
     assert isinstance(EntryPoint("name", value, "group").load(), kind)
 
 
+def test_both_methods_explain_a_lack_of_memory() -> None:
+    """Their trainer is ours."""
+    from lyra_ns.method_configs.lyra import lyra
+    from lyra_ns.method_configs.tiny import lyra_tiny
+    from lyra_ns.plugin.trainer import LyraTrainer
+
+    assert lyra.config._target is lyra_tiny.config._target is LyraTrainer
+
+
 def test_lyra_is_the_papers_network_and_training() -> None:
     """Sizes and constants of lyra_decoder.md 1.1, 6.1 and 7; the device is what is there."""
     from lyra_ns.decoder import LatentGaussianDecoder
