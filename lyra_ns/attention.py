@@ -170,7 +170,9 @@ class AttentionBackend:
         self, query: Float[Tensor, "B N H D"], key: Float[Tensor, "B N H D"], value: Float[Tensor, "B N H D"]
     ) -> Float[Tensor, "B N H D"]:
         """Attention among all tokens of each scene."""
-        return _FORMS[self.form(query, key, value)](query, key, value)
+        # Triton launches on the current device, whichever one its tensors are on.
+        with torch.cuda.device_of(query):
+            return _FORMS[self.form(query, key, value)](query, key, value)
 
     def form(self, query: Tensor, key: Tensor, value: Tensor) -> AttentionName:
         """The form in use for these tensors: `torch` on the CPU, `cudnn` where the chosen one does not fit.

@@ -210,7 +210,9 @@ class ScanBackend:
         if form == "fused":
             raise ValueError("the scan backend fused has no single direction: call both_directions")
         if form == "mamba_ssm":
-            return scan_in_kernels(projected, weights)
+            # Triton launches on the current device, whichever one its tensors are on.
+            with torch.cuda.device_of(projected):
+                return scan_in_kernels(projected, weights)
         return scan_in_torch(projected, weights, recurrent_states if form == "reference" else chunked_states)
 
     def both_directions(
@@ -221,7 +223,8 @@ class ScanBackend:
             return self(projected, forwards) + self(projected.flip(1), backwards).flip(1)
         from lyra_ns.ssd_bidirectional import kernel_stages, scan_both_directions
 
-        return scan_both_directions(projected, forwards, backwards, kernel_stages())
+        with torch.cuda.device_of(projected):
+            return scan_both_directions(projected, forwards, backwards, kernel_stages())
 
 
 def choose_scan_backend(name: ScanName = "auto") -> ScanBackend:

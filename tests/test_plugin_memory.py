@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,17 @@ def test_nothing_is_saved_before_the_first_step(
 def test_the_method_uses_this_trainer() -> None:
     """Or the message would never be seen."""
     assert lyra.config._target is LyraTrainer
+
+
+def test_each_process_works_on_its_own_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Kernels launch on the current device, so that of a process of several must be its own."""
+    chosen: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    config = deepcopy(lyra.config)
+    config.machine.device_type, config.output_dir, config.timestamp = "cuda", tmp_path, "run"
+    config.experiment_name = "cards"
+    LyraTrainer(config, local_rank=1, world_size=2)
+    assert chosen == ["cuda:1"]
 
 
 def test_the_size_of_a_batch(walls: Path) -> None:

@@ -79,10 +79,12 @@ class CosmosEncoder:
         return torch.stack([latents[index].expand(-1, latent_frames, -1, -1) for index in range(len(video))])
 
     def _encode(self, video: Float[Tensor, "N 3 L H W"]) -> Float[Tensor, "N C T h w"]:
-        x = convolve(self._patches(video) @ self._patch_matrix, self._stem, plain=self._plain)
-        for block in self._blocks:
-            x = block(x, self._plain)
-        x = convolve(normalise(x, self._norm, True, self._plain), self._head, plain=self._plain)
+        # Triton launches on the current device, whichever one its tensors are on.
+        with torch.cuda.device_of(video):
+            x = convolve(self._patches(video) @ self._patch_matrix, self._stem, plain=self._plain)
+            for block in self._blocks:
+                x = block(x, self._plain)
+            x = convolve(normalise(x, self._norm, True, self._plain), self._head, plain=self._plain)
         return self._quant(x.float()).permute(0, 4, 1, 2, 3)
 
     def _patches(self, video: Float[Tensor, "N 3 L H W"]) -> Float[Tensor, "N F h w D"]:

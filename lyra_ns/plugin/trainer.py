@@ -1,11 +1,11 @@
-"""nerfstudio's trainer, which tells what to do when a step does not fit into memory and loses no step."""
+"""nerfstudio's trainer on the right card, which says what to do when a step does not fit into memory."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from nerfstudio.engine.trainer import Trainer
+from nerfstudio.engine.trainer import Trainer, TrainerConfig
 
 from lyra_ns.plugin.pipeline import LyraPipeline
 
@@ -14,6 +14,13 @@ class LyraTrainer(Trainer):
     """As its parent; a step that runs out of memory ends the run with a checkpoint and one clear message."""
 
     pipeline: LyraPipeline
+
+    def __init__(self, config: TrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(config, local_rank, world_size)
+        if self.device.startswith("cuda"):
+            # nerfstudio leaves the first card current in every process, and Triton's kernels launch there:
+            # the mamba-ssm kernels of all other processes then failed on two GPUs.
+            torch.cuda.set_device(self.device)
 
     def train_iteration(self, step: int) -> Any:
         """Loss, losses and metrics of one step; SystemExit if the device has not enough memory for it."""

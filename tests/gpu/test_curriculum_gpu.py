@@ -45,13 +45,19 @@ def test_inputs_are_encoded_on_the_gpu_as_on_the_cpu(tmp_path: Path) -> None:
     torch.testing.assert_close(found.target_depth.cpu(), expected.target_depth)
 
 
+def allocated() -> int:
+    """Bytes in use without the workspaces that cuBLAS keeps for each stream, which nobody can use up."""
+    torch._C._cuda_clearCublasWorkspaces()
+    return torch.cuda.memory_allocated()
+
+
 def test_stages_leave_no_memory_behind(tmp_path: Path) -> None:
     """Two stages in one process; the second starts from the first one's weights."""
     data = write_small_dataset(tmp_path / "data", num_scenes=3, num_trajectories=2)
-    before = torch.cuda.memory_allocated()
+    before = allocated()
     choices = RunChoices(tmp_path / "output", data, codec="linear", num_workers=0, device="cuda")
     paths = Curriculum("tiny", SCALES["tiny"].chosen("1-2"), choices).run()
-    assert torch.cuda.memory_allocated() - before < 2**24
+    assert allocated() - before < 2**24
     first, second = (load_file(path) for path in paths)
     assert any(not torch.equal(first[name], second[name]) for name in first)
     assert all(value.isfinite().all() for value in second.values())
