@@ -1,0 +1,1 @@
+"""The 3D cache: pixels with depth, seen from other cameras."""

@@ -1,0 +1,1 @@
+"""Where depth and cameras of inputs come from."""

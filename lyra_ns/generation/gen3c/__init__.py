@@ -1,0 +1,1 @@
+"""GEN3C, a camera-controlled Cosmos video model, through diffusers."""

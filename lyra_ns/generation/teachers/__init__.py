@@ -1,0 +1,1 @@
+"""Sources of camera-annotated video latents behind one interface."""
