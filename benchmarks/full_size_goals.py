@@ -63,8 +63,8 @@ def forward_ratio(rows: Rows) -> float | None:
 def other_than_attention(rows: Rows) -> float | None:
     """Milliseconds that do not grow with the square of the sequence, for a whole scene.
 
-    From the line b + a V that fits the times per trajectory best: attention is a V^2, all else b V. An estimate:
-    kernels that use the device better at one length than at another bend the line.
+    From the line b + a V that fits the times per trajectory best: attention is a V^2, all else b V.
+    An estimate: kernels that use the device better at one length than at another bend the line.
     """
     times = {row["num_views"]: row["ms"] for row in rows if row["way"] == "fast"}
     if len(times) < 2 or MOST_VIEWS not in times:

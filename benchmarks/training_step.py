@@ -24,7 +24,8 @@ import tyro
 from torch import Tensor
 
 from benchmarks.environment import describe_environment
-from lyra_ns.cameras import CameraPath, ray_grid, stack_cameras
+from benchmarks.full_size.inputs import READING_ORDER, Size, cameras
+from lyra_ns.cameras import ray_grid
 from lyra_ns.conditioning import Conditioning
 from lyra_ns.data.types import SceneBatch
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
@@ -35,10 +36,7 @@ from lyra_ns.perceptual import PerceptualDistance
 from lyra_ns.plugin.training_step import BatchOutputs, loss_terms
 from lyra_ns.recomputation import choose_policy
 from lyra_ns.rendering import RenderSettings, render
-from lyra_ns.trajectories import TRAJECTORIES, trajectory_path
 
-READING_ORDER = (5, 0, 1, 2, 3, 4)
-"""The official order of the trajectories (lyra_decoder.md 5)."""
 PARTS = ("forward", "render", "loss", "backward", "optimiser")
 
 Way = Literal["fast", "plain"]
@@ -149,7 +147,7 @@ def random_batch(
             "give a multiple"
         )
     generator = torch.Generator(device).manual_seed(1)
-    paths = official_paths(size).to(device)
+    paths = cameras(size.num_views, Size(size.num_frames, size.height, size.width), device)
     height, width = size.height // decoder.spatial_stride, size.width // decoder.spatial_stride
     latent_frames = (size.num_frames - 1) // decoder.temporal_stride + 1
     shape = (1, size.num_views, decoder.latent_channels, latent_frames, height, width)
@@ -174,25 +172,6 @@ def random_batch(
     rays = ray_grid(paths, size.height // decoder.cell_size, size.width // decoder.cell_size)
     plucker = normal(1, size.num_views, 2 * decoder.latent_channels, *shape[3:])
     return batch, Conditioning(plucker, rays)
-
-
-def official_paths(size: StepSize) -> CameraPath:
-    """The first trajectories in reading order [1, V, L], as far as the official data move them."""
-    focal = 0.8 * size.width
-    intrinsics = torch.tensor([focal, focal, size.width / 2, size.height / 2])
-    paths = [
-        trajectory_path(
-            trajectory,
-            TRAJECTORIES[trajectory].distance_range[1],
-            centre_depth=1.0,
-            num_frames=size.num_frames,
-            intrinsics=intrinsics,
-            height=size.height,
-            width=size.width,
-        )
-        for trajectory in READING_ORDER[: size.num_views]
-    ]
-    return stack_cameras([stack_cameras(paths)])
 
 
 def training_row(

@@ -7,6 +7,7 @@ repeated.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,13 +19,14 @@ import tyro
 from benchmarks.environment import describe_environment
 from benchmarks.full_size.forward import ablations, error_rows, forward_rows, ways
 from benchmarks.full_size.inputs import Size
-from benchmarks.full_size.low_precision import low_precision_rows
 from benchmarks.full_size.rendering import rendering_rows, writing_rows
 from benchmarks.kernels.cosmos_encoder import error_rows as encoder_error_rows
 from benchmarks.kernels.cosmos_encoder import random_autoencoder, scene_cameras, scene_rows
 from benchmarks.training_step import StepSize, training_rows
 from lyra_ns.data.files import write_whole
-from lyra_ns.synthetic import write_sample_data
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+"""Folder of the result files."""
 
 Part = Literal[
     "forward", "errors", "low_precision", "ablations", "rendering", "writing", "plucker", "training"
@@ -62,12 +64,16 @@ def rows_of(
 def plucker_rows(size: Size, repetitions: int) -> list[dict[str, Any]]:
     """Cameras of six trajectories to Plücker latents, diffusers' encoder beside ours, and their errors."""
     autoencoder = random_autoencoder()
-    paths = scene_cameras(size.num_frames, size.height, size.width)
+    paths = scene_cameras(size)
     return scene_rows(autoencoder, paths, repetitions) + encoder_error_rows(autoencoder)
 
 
 def precision_rows(data: Path | None) -> list[dict[str, Any]]:
     """Renders of the held-out scenes of `data` (None: of four new ones) by each form of attention."""
+    # Here, because reading scenes needs PyAV, which no other part does.
+    from benchmarks.full_size.low_precision import low_precision_rows
+    from lyra_ns.synthetic import write_sample_data
+
     if data is not None:
         return low_precision_rows(data)
     with TemporaryDirectory() as folder:
@@ -85,8 +91,14 @@ def step_rows(size: Size) -> list[dict[str, Any]]:
     return rows
 
 
+def file_name(device: str) -> str:
+    """Name of a device's result file: `full_size_h200.json` for an NVIDIA H200."""
+    words = re.findall(r"[a-z0-9]+", device.lower().removeprefix("nvidia"))
+    return f"full_size_{'_'.join(words)}.json"
+
+
 def main(
-    output: Path,
+    output: Path | None = None,
     parts: tuple[Part, ...] = ALL_PARTS,
     views: tuple[int, ...] = (1, 2, 4, 6),
     num_frames: int = 121,
@@ -98,11 +110,13 @@ def main(
 ) -> None:
     """Measure `parts` and write them into the JSON file `output`, beside those it holds already.
 
-    `data` holds the held-out scenes of the part low_precision (by default new ones are made); `commit` names
-    the code where it runs from a copy without git.
+    Without `output` that file is named after the device and lies in benchmarks/results. `data` holds
+    the held-out scenes of the part low_precision (by default new ones are made); `commit` names the code
+    where it runs from a copy without git.
     """
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks.full_size measures on a CUDA device, found none: run it on one")
+    output = output or RESULTS / file_name(torch.cuda.get_device_name())
     size = Size(num_frames, height, width)
     content = json.loads(output.read_text()) if output.is_file() else {"parts": {}}
     for part in parts:

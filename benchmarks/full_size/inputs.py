@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,9 @@ from lyra_ns.cameras import CameraPath, RayGrid, ray_grid, stack_cameras
 from lyra_ns.conditioning import Conditioning
 from lyra_ns.gaussians import Gaussians
 from lyra_ns.trajectories import TRAJECTORIES, trajectory_path
+
+READING_ORDER = (5, 0, 1, 2, 3, 4)
+"""The official order of the trajectories (lyra_decoder.md 5)."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,13 @@ class Size:
         return (self.num_frames - 1) // 8 + 1, self.height // 8, self.width // 8
 
 
-def cameras(num_views: int, size: Size, device: torch.device | str) -> CameraPath:
-    """The first official trajectories in reading order [1, V, L], as long as the official data draw them."""
+def cameras(
+    num_views: int, size: Size, device: torch.device | str, order: Sequence[int] = READING_ORDER
+) -> CameraPath:
+    """The first official trajectories of `order` [1, V, L], as far as the official data move them.
+
+    All start at the origin of the world and look along +z.
+    """
     intrinsics = torch.tensor([0.8 * size.width, 0.8 * size.width, size.width / 2, size.height / 2])
     paths = [
         trajectory_path(
@@ -44,7 +53,7 @@ def cameras(num_views: int, size: Size, device: torch.device | str) -> CameraPat
             height=size.height,
             width=size.width,
         )
-        for trajectory in (5, 0, 1, 2, 3, 4)[:num_views]
+        for trajectory in order[:num_views]
     ]
     return stack_cameras(paths).reshape(1, num_views, size.num_frames).to(device)
 

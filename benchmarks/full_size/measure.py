@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-GIB = 2**30
-"""Bytes of a GiB."""
+from lyra_ns.device_memory import GIB
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import median
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,6 +19,7 @@ import tyro
 from torch import Tensor
 
 from benchmarks.environment import describe_environment
+from benchmarks.full_size.measure import measure
 from lyra_ns.attention import AttentionName, choose_attention_backend
 from lyra_ns.kernels.attention import AttentionTiles, attend, attend_in_eight_bits
 
@@ -70,28 +70,14 @@ def exact_rows(parts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     return rows, torch.stack(heads, 1)
 
 
-def milliseconds(function: Callable[[], object], repeats: int) -> float:
-    """Median time on the device, after one call that compiles and warms up."""
-    function()
-    times = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        function()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return median(times)
-
-
-def measure(form: Form, parts: tuple[Tensor, ...], truth: tuple[Tensor, Tensor], repeats: int) -> Row:
+def form_row(form: Form, parts: tuple[Tensor, ...], truth: tuple[Tensor, Tensor], repeats: int) -> Row:
     """Time, speed and error of one form; the error's text where it does not run."""
     num_tokens = parts[0].shape[1]
     rows, exact = truth
     try:
         with torch.no_grad():
             found = form(*parts)[0, rows].float()
-            time = milliseconds(lambda: form(*parts), repeats)
+            time = measure(lambda: form(*parts), repeats).milliseconds
     except Exception as error:  # a backend that fails must not end the sweep
         return {"tokens": num_tokens, "failed": f"{type(error).__name__}: {error}"[:200]}
     teraflops = 4 * NUM_HEADS * HEAD_DIM * num_tokens**2 / time / 1e9
@@ -119,7 +105,7 @@ def compare_forms(num_tokens: int, repeats: int, spread: float) -> list[Row]:
     parts = random_parts(num_tokens, spread)
     truth = exact_rows(parts)
     return [
-        _shown({"form": name, **measure(form, parts, truth, repeats)})
+        _shown({"form": name, **form_row(form, parts, truth, repeats)})
         for name, form in available_forms().items()
     ]
 
@@ -128,7 +114,7 @@ def compare_tiles(num_tokens: int, repeats: int, spread: float) -> list[Row]:
     """Rows of cuDNN and of our kernel with every program of TILES, with 16-bit and with 8-bit scores."""
     parts = random_parts(num_tokens, spread)
     truth = exact_rows(parts)
-    by_cudnn = measure(choose_attention_backend("cudnn"), parts, truth, repeats)
+    by_cudnn = form_row(choose_attention_backend("cudnn"), parts, truth, repeats)
     rows = [_shown({"form": "cudnn", **by_cudnn})]
     for tiles in TILES:
         rows.append(
@@ -148,7 +134,7 @@ def _tiles_row(
     truth: tuple[Tensor, Tensor],
     repeats: int,
 ) -> Row:
-    return _shown({"form": name, **asdict(tiles), **measure(form, parts, truth, repeats)})
+    return _shown({"form": name, **asdict(tiles), **form_row(form, parts, truth, repeats)})
 
 
 def compare_training(num_tokens: int, repeats: int, spread: float) -> list[Row]:
@@ -161,11 +147,10 @@ def compare_training(num_tokens: int, repeats: int, spread: float) -> list[Row]:
             continue
         row: Row = {"form": name, "tokens": num_tokens}
         try:
-            time = milliseconds(
-                lambda form=form: torch.autograd.grad(form(*parts), parts, weighting), repeats
-            )
+            gradients = lambda form=form: torch.autograd.grad(form(*parts), parts, weighting)  # noqa: E731
+            time = measure(gradients, repeats).milliseconds
             row["ms, forward and backward"] = round(time, 2)
-        except Exception as error:  # as in measure
+        except Exception as error:  # as in form_row
             row["failed"] = f"{type(error).__name__}: {error}"[:200]
         rows.append(_shown(row))
     return rows

@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
@@ -19,14 +18,16 @@ import tyro
 from torch import Tensor
 
 from benchmarks.environment import describe_environment
-from lyra_ns.cameras import CameraPath, relative_to, stack_cameras
+from benchmarks.full_size.inputs import Size, cameras
+from benchmarks.full_size.measure import measure
+from lyra_ns.cameras import CameraPath
 from lyra_ns.codec import cosmos_layers
 from lyra_ns.codec.cosmos import CosmosCodec, EncoderName
 from lyra_ns.codec.cosmos_layers import TemporalConvolution
 from lyra_ns.codec.statistics import LatentStatistics
 from lyra_ns.conditioning import ConditioningBuilder
 from lyra_ns.data.files import write_whole
-from lyra_ns.trajectories import TRAJECTORIES, trajectory_path
+from lyra_ns.device_memory import GIB
 
 Row = dict[str, Any]
 Part = Literal["clip", "error", "scene", "profile", "layers"]
@@ -57,45 +58,18 @@ def codec_of(autoencoder: Any, encoder: EncoderName, device: str = "cuda") -> Co
     return CosmosCodec(autoencoder, statistics, "cosmos:random", encoder).to(device)
 
 
-def scene_cameras(num_frames: int, height: int, width: int) -> CameraPath:
-    """The six official trajectories [1, 6, L] on the GPU, seen from where they start."""
-    intrinsics = torch.tensor([0.8 * width, 0.8 * width, width / 2, height / 2])
-    paths = [
-        trajectory_path(
-            number,
-            trajectory.distance_range[1],
-            centre_depth=1.0,
-            num_frames=num_frames,
-            intrinsics=intrinsics,
-            height=height,
-            width=width,
-        )
-        for number, trajectory in enumerate(TRAJECTORIES)
-    ]
-    cameras = stack_cameras(paths)
-    return relative_to(cameras, cameras.camera_to_world[0, 0])[None].to("cuda")
+def scene_cameras(size: Size) -> CameraPath:
+    """The six official trajectories [1, 6, L] on the GPU, by their numbers."""
+    return cameras(6, size, "cuda", order=range(6))
 
 
 def cost(work: Callable[[], Any], repetitions: int, warm_up: int = 1) -> Row:
     """Median milliseconds of `work`, most memory in use meanwhile, and how much of it came on top, in GB."""
-    for _ in range(warm_up):
-        work()
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    times = []
-    for _ in range(repetitions):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        work()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    peak = torch.cuda.max_memory_allocated()
+    measured = measure(work, repetitions, warm_up)
     return {
-        "ms": round(median(times), 3),
-        "peak_gb": round(peak / 1e9, 2),
-        "growth_gb": round((peak - before) / 1e9, 2),
+        "ms": round(measured.milliseconds, 3),
+        "peak_gb": round(measured.peak_gib * GIB / 1e9, 2),
+        "growth_gb": round(measured.growth_gib * GIB / 1e9, 2),
     }
 
 
@@ -108,10 +82,10 @@ def difference(found: Tensor, expected: Tensor) -> Row:
     }
 
 
-def clip_rows(autoencoder: Any, cameras: CameraPath, repetitions: int) -> list[Row]:
+def clip_rows(autoencoder: Any, paths: CameraPath, repetitions: int) -> list[Row]:
     """One moment video encoded by each encoder, and how far the results are apart."""
     plain = codec_of(autoencoder, "plain")
-    video = ConditioningBuilder(plain, 8, cache_folder=None)._ray_videos(cameras[0, :1])[0]
+    video = ConditioningBuilder(plain, 8, cache_folder=None)._ray_videos(paths[0, :1])[0]
     rows, latents = [], {}
     names: tuple[EncoderName, ...] = ("plain", "fast")
     for name in names:
@@ -128,10 +102,10 @@ def clip_rows(autoencoder: Any, cameras: CameraPath, repetitions: int) -> list[R
 
 def error_rows(autoencoder: Any) -> list[Row]:
     """Errors in bfloat16 against diffusers in float32, on a clip small enough for that."""
-    cameras = scene_cameras(17, 352, 640)
+    paths = scene_cameras(Size(17, 352, 640))
     exact_codec = codec_of(autoencoder, "plain", "cpu")
     exact_codec._autoencoder.to("cuda")  # float32 on the GPU, which the codec itself does not offer
-    videos = ConditioningBuilder(exact_codec, 8, cache_folder=None)._ray_videos(cameras[0, :1]).flatten(0, 1)
+    videos = ConditioningBuilder(exact_codec, 8, cache_folder=None)._ray_videos(paths[0, :1]).flatten(0, 1)
     videos = videos.bfloat16()
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
@@ -145,38 +119,38 @@ def error_rows(autoencoder: Any) -> list[Row]:
     ]
 
 
-def scene_rows(autoencoder: Any, cameras: CameraPath, repetitions: int) -> list[Row]:
+def scene_rows(autoencoder: Any, paths: CameraPath, repetitions: int) -> list[Row]:
     """Cameras of six trajectories to Plücker latents: each encoder, the maps alone, and both caches."""
     rows = []
     plain = codec_of(autoencoder, "plain")
     builder = ConditioningBuilder(plain, 8, views_at_once=1, max_cache_bytes=0, cache_folder=None)
-    rows.append({"what": "plain encoder, six views", **cost(lambda: builder.build(cameras), 1)})
+    rows.append({"what": "plain encoder, six views", **cost(lambda: builder.build(paths), 1)})
     fast = codec_of(autoencoder, "fast")
     for views in (None, 1):
         uncached = ConditioningBuilder(fast, 8, views, max_cache_bytes=0, cache_folder=None)
         what = f"fast encoder, six views, {views or 'as many as fit'} at once"
-        rows.append({"what": what, **cost(partial(uncached.build, cameras), repetitions)})
+        rows.append({"what": what, **cost(partial(uncached.build, paths), repetitions)})
 
     def maps() -> None:
-        for view in range(len(TRAJECTORIES)):
-            uncached._ray_videos(cameras[0, view : view + 1])
+        for view in range(paths.shape[1]):
+            uncached._ray_videos(paths[0, view : view + 1])
 
     rows.append({"what": "ray maps alone, six views", **cost(maps, repetitions)})
     kept = ConditioningBuilder(fast, 8, cache_folder=None)
-    rows.append({"what": "repeated cameras, memory", **cost(lambda: kept.build(cameras), repetitions)})
+    rows.append({"what": "repeated cameras, memory", **cost(lambda: kept.build(paths), repetitions)})
     with TemporaryDirectory() as folder:
 
         def read() -> None:
-            ConditioningBuilder(fast, 8, max_cache_bytes=0, cache_folder=Path(folder)).build(cameras)
+            ConditioningBuilder(fast, 8, max_cache_bytes=0, cache_folder=Path(folder)).build(paths)
 
         rows.append({"what": "repeated cameras, disk", **cost(read, repetitions)})
     return rows
 
 
-def profile_rows(autoencoder: Any, cameras: CameraPath) -> list[Row]:
+def profile_rows(autoencoder: Any, paths: CameraPath) -> list[Row]:
     """GPU milliseconds of one clip by kind of kernel, and the largest kernels by name."""
     codec = codec_of(autoencoder, "fast")
-    video = ConditioningBuilder(codec, 8, cache_folder=None)._ray_videos(cameras[0, :1])[0]
+    video = ConditioningBuilder(codec, 8, cache_folder=None)._ray_videos(paths[0, :1])[0]
     codec.encode(video)
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
@@ -268,12 +242,13 @@ def main(
 ) -> None:
     """Print the rows of `parts`, and write them to the JSON file `output` if one is named."""
     autoencoder = random_autoencoder()
-    cameras = scene_cameras(num_frames, height, width)
+    size = Size(num_frames, height, width)
+    paths = scene_cameras(size)
     makers: dict[Part, Callable[[], list[Row]]] = {
-        "clip": lambda: clip_rows(autoencoder, cameras, repetitions),
+        "clip": lambda: clip_rows(autoencoder, paths, repetitions),
         "error": lambda: error_rows(autoencoder),
-        "scene": lambda: scene_rows(autoencoder, cameras, repetitions),
-        "profile": lambda: profile_rows(autoencoder, cameras),
+        "scene": lambda: scene_rows(autoencoder, paths, repetitions),
+        "profile": lambda: profile_rows(autoencoder, paths),
         "layers": lambda: layer_rows(repetitions),
     }
     rows = {}
@@ -283,8 +258,7 @@ def main(
             print(part, *(f"{key}={value}" for key, value in row.items()), flush=True)
         torch.cuda.empty_cache()
     if output is not None:
-        size = {"num_frames": num_frames, "height": height, "width": width}
-        result = {"environment": describe_environment("cuda"), "size": size, "rows": rows}
+        result = {"environment": describe_environment("cuda"), "size": vars(size), "rows": rows}
         write_whole(output, (json.dumps(result, indent=1) + "\n").encode())
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
-from statistics import median
 from types import ModuleType
 from typing import Any
 
@@ -19,8 +18,10 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from benchmarks.full_size.measure import measure
 from lyra_ns.decoder_blocks import MambaBlock
 from lyra_ns.decoder_config import DecoderConfig
+from lyra_ns.device_memory import GIB
 from lyra_ns.kernels import convolution, gated_norm, residual_norm
 from lyra_ns.ssd import ScanName, choose_scan_backend
 from lyra_ns.ssd_bidirectional import TORCH_STAGES, DirectedTokens, kernel_stages
@@ -54,18 +55,14 @@ class Benchmark:
             return
         print(f"{'stage':<24}{'kernels':>9}{'torch':>9}")
         for title, works in stages.forward().items():
-            times = [self.milliseconds(work) for work in works]
+            times = [measure(work, self.repetitions).milliseconds for work in works]
             print(f"{title:<24}" + "".join(f"{time:9.2f}" for time in times))
         for title, work in stages.backward().items():
-            print(f"{title:<24}{self.milliseconds(work):9.2f}")
+            print(f"{title:<24}{measure(work, self.repetitions).milliseconds:9.2f}")
         del stages
         print(f"{'whole block':<24}{'forward':>9}{'training':>9}{'GB':>9}{'GB':>9}")
         for scan in SCANS:
             print(f"{scan:<24}{self.whole_block(scan)}")
-
-    def milliseconds(self, work: Work) -> float:
-        """Median time of `work` after one call that does not count."""
-        return milliseconds(work, self.repetitions)
 
     def whole_block(self, scan: ScanName) -> str:
         """Times and peak memory of the block with one form of the scan, or why it does not run here."""
@@ -88,10 +85,8 @@ class Benchmark:
             torch.autograd.grad(output, [tokens, *block.parameters()], tokens.detach())
 
         works = (infer,) if scan == "chunked" else (infer, train)
-        measured = []
-        for work in works:
-            torch.cuda.reset_peak_memory_stats()
-            measured.append((self.milliseconds(work), torch.cuda.max_memory_allocated() / 1e9))
+        costs = [measure(work, self.repetitions) for work in works]
+        measured = [(cost.milliseconds, cost.peak_gib * GIB / 1e9) for cost in costs]
         blank = " " * 9 * (2 - len(works))
         return (
             "".join(f"{time:9.2f}" for time, _ in measured)
@@ -206,20 +201,6 @@ class Stages:
         yield from _varied("gated norm, both ways", gated_norm, sizes, work, repetitions)
 
 
-def milliseconds(work: Work, repetitions: int) -> float:
-    """Median time of `work` on the device after one call that does not count."""
-    work()
-    times = []
-    for _ in range(repetitions):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        work()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return median(times)
-
-
 def _varied(
     title: str, module: ModuleType, sizes: dict[str, tuple[int, ...]], work: Work, repetitions: int
 ) -> Iterator[tuple[str, float]]:
@@ -228,7 +209,7 @@ def _varied(
         chosen = dict(zip(sizes, values, strict=True))
         with _constants(module, chosen):
             described = ", ".join(f"{name} {value}" for name, value in chosen.items())
-            yield f"{title}: {described}", milliseconds(work, repetitions)
+            yield f"{title}: {described}", measure(work, repetitions).milliseconds
 
 
 @contextmanager

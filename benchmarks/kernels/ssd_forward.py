@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.environment import describe_environment
+from benchmarks.full_size.measure import measure
 from lyra_ns.kernels import ssd_forward as room
 from lyra_ns.kernels.ssd_forward import HOPPER_TILES, ScanTiles, ssd_forward
 from lyra_ns.ssd_states import chunked_states
@@ -88,16 +88,7 @@ def relative_error(found: Tensor, expected: Tensor) -> str:
 
 def milliseconds(function: Callable[[], object], repeats: int) -> float:
     """Median time on the device, after one call that compiles and warms up."""
-    function()
-    times = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        function()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return round(median(times), 3)
+    return round(measure(function, repeats).milliseconds, 3)
 
 
 def measure_ours(inputs: Inputs, checked: Inputs, expected: Tensor, tiles: ScanTiles, repeats: int) -> Row:
