@@ -15,21 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser
+from small_network import options_of_network
 from wall_scenes import write_wall_scenes
 
 pytestmark = [pytest.mark.browser, pytest.mark.end_to_end, pytest.mark.timeout(300)]
 
 BIN = Path(sys.executable).parent
-SMALL_NETWORK = {
-    "init-from": "none",
-    "warm-start-steps": 0,
-    "decoder.width": 32,
-    "decoder.depth": 2,
-    "decoder.pattern": "1M1T",
-    "decoder.num-heads": 2,
-    "decoder.state-size": 8,
-    "decoder.head-dim": 16,
-}
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +28,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where ns-viewer shows a run that was trained for one step."""
     folder = tmp_path_factory.mktemp("viewer")
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
-    options = [
-        part for name, value in SMALL_NETWORK.items() for part in (f"--pipeline.model.{name}", str(value))
-    ]
     train = [
         BIN / "ns-train",
         "lyra-tiny",
@@ -48,7 +36,15 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "--output-dir",
         folder,
     ]
-    train += ["--timestamp", "run", "--vis", "tensorboard", "--max-num-iterations", "1", *options]
+    train += [
+        "--timestamp",
+        "run",
+        "--vis",
+        "tensorboard",
+        "--max-num-iterations",
+        "1",
+        *options_of_network(),
+    ]
     subprocess.run([*train, "--machine.device-type", "cpu"], env=environment, check=True, capture_output=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

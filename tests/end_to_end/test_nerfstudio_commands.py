@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from nerfstudio.utils.eval_utils import eval_setup
+from small_network import options_of_network
 from wall_scenes import NOVEL_PATH, write_wall_scenes
 
 from lyra_ns.cameras import NERFSTUDIO_WORLD_FROM_OPENCV_WORLD
@@ -24,17 +25,6 @@ pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 
 BIN = Path(sys.executable).parent
 """Where this environment's commands are."""
-SMALL_NETWORK = {
-    "init-from": "none",
-    "warm-start-steps": 2,
-    "decoder.width": 32,
-    "decoder.depth": 2,
-    "decoder.pattern": "1M1T",
-    "decoder.num-heads": 2,
-    "decoder.state-size": 8,
-    "decoder.head-dim": 16,
-    "decoder.cell-size": 8,
-}
 
 
 def run(command: str, *arguments: object, expect_success: bool = True) -> str:
@@ -76,7 +66,7 @@ def train(walls: Path, output: Path, *arguments: object) -> str:
         *("--data", walls, "--output-dir", output, "--timestamp", "run", "--vis", "tensorboard"),
         *("--steps-per-eval-batch", 3, "--steps-per-eval-image", 3, "--steps-per-eval-all-images", 5),
         *("--machine.device-type", "cpu", "--max-num-iterations", 6),
-        *(part for name, value in SMALL_NETWORK.items() for part in (f"--pipeline.model.{name}", value)),
+        *options_of_network({"warm-start-steps": 2, "decoder.cell-size": 8}),
         *arguments,
     )
 
