@@ -17,8 +17,10 @@ from lyra_ns.data.manifest import read_manifest, write_manifest
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
 from lyra_ns.gaussians import Gaussians
 from lyra_ns.losses import LossConfig
+from lyra_ns.method_configs.tiny import TINY_DECODER
 from lyra_ns.plugin.errors import CheckpointMismatch
 from lyra_ns.plugin.gauss_params import splatfacto_params, without_invalid
+from lyra_ns.plugin.initial_weights import differing_fields
 from lyra_ns.plugin.optimizers import DecoderAdamWConfig
 from lyra_ns.plugin.pipeline import LyraPipeline
 from lyra_ns.plugin.scene_cache import SceneCache, SceneRequest
@@ -304,3 +306,10 @@ def test_a_decoder_of_times_refuses_static_data(walls: Path) -> None:
     decoder = replace(tiny_pipeline_config(walls).model.decoder, use_time=True)
     with pytest.raises(SystemExit, match="a static data set has not"):
         make_pipeline(walls, decoder=decoder)
+
+
+def test_initial_weights_do_not_ask_how_they_are_computed_with() -> None:
+    """A form of the attention is a choice of the machine; a number of heads belongs to the weights."""
+    other = replace(TINY_DECODER, attention="torch", recompute="all")
+    assert differing_fields(TINY_DECODER, other) == []
+    assert differing_fields(TINY_DECODER, replace(other, num_heads=8)) == ["num_heads 4 instead of 8"]

@@ -29,6 +29,16 @@ def image_metrics(
     return {name: float(value) for name, value in metrics.items()}
 
 
+def image_pictures(
+    outputs: dict[str, Tensor], true_rgb: Float[Tensor, "H W 3"], true_depth: Float[Tensor, "H W 1"] | None
+) -> dict[str, Float[Tensor, "H W2 3"]]:
+    """img, truth beside prediction, and depth, by `depth_picture`."""
+    return {
+        "img": torch.cat([true_rgb, outputs["rgb"]], 1),
+        "depth": depth_picture(outputs["depth"], true_depth, outputs["accumulation"]),
+    }
+
+
 def depth_picture(
     depth: Float[Tensor, "H W 1"],
     true_depth: Float[Tensor, "H W 1"] | None,

@@ -1,19 +1,23 @@
-"""Where a decoder's first weights come from."""
+"""Where a decoder's first weights come from, and which weights it refuses."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from torch import Tensor
+
 from lyra_ns.checkpoints import load_decoder
 from lyra_ns.decoder import LatentGaussianDecoder
 from lyra_ns.decoder_config import DecoderConfig
+from lyra_ns.plugin.errors import CheckpointMismatch
 
 SHIPPED_DECODER = "lyra_tiny.safetensors"
 """File in `lyra_ns.weights` of the decoder that ships with the package."""
 
-RUN_TIME_CHOICES = {"parity", "trunk_dtype", "ssd_backend", "recompute", "init"}
+RUN_TIME_CHOICES = {"parity", "trunk_dtype", "ssd_backend", "attention", "recompute", "init"}
 """Fields of DecoderConfig that change how the weights are computed with, not what they mean."""
 
 
@@ -59,3 +63,15 @@ def differing_fields(found: DecoderConfig, wanted: DecoderConfig) -> list[str]:
         for field in fields(DecoderConfig)
         if field.name not in RUN_TIME_CHOICES and getattr(found, field.name) != getattr(wanted, field.name)
     ]
+
+
+def refuse_other_network(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """CheckpointMismatch unless `given` has the names and shapes of `own`, the weights of the network."""
+    missing, unexpected = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    reshaped = [name for name in own.keys() & given.keys() if own[name].shape != given[name].shape]
+    if missing or unexpected or reshaped:
+        raise CheckpointMismatch(
+            f"the checkpoint belongs to another network: missing {missing[:5]}, "
+            f"unexpected {unexpected[:5]}, of another shape {sorted(reshaped)[:5]}; "
+            "give the --pipeline.model.decoder options that it was trained with"
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,17 +24,17 @@ from lyra_ns.decoder import LatentGaussianDecoder
 from lyra_ns.decoder_graphs import GraphedDecoder
 from lyra_ns.gaussians import Gaussians, prune
 from lyra_ns.plugin.averaging import averaged_copy, decay_at, fitting_state, update_average
-from lyra_ns.plugin.errors import CheckpointMismatch, DataError, reading_data
+from lyra_ns.plugin.camera_outputs import cropped, outputs_of_camera, with_background
+from lyra_ns.plugin.errors import DataError, reading_data
 from lyra_ns.plugin.frozen import FrozenParts
 from lyra_ns.plugin.gauss_params import SH_C0, nothing_to_show, splatfacto_params, without_invalid
-from lyra_ns.plugin.image_metrics import depth_picture, image_metrics
-from lyra_ns.plugin.initial_weights import load_initial_weights
+from lyra_ns.plugin.image_metrics import image_metrics, image_pictures
+from lyra_ns.plugin.initial_weights import load_initial_weights, refuse_other_network
 from lyra_ns.plugin.model_config import LyraModelConfig
 from lyra_ns.plugin.scene_cache import SceneCache, SceneRequest
 from lyra_ns.plugin.scenes import SceneLibrary
 from lyra_ns.plugin.training_step import BatchOutputs, check_targets, loss_terms, metrics_of_batch
 from lyra_ns.plugin.viewer_panel import ViewerPanel
-from lyra_ns.plugin.views import camera_path_of
 from lyra_ns.rendering import render
 
 
@@ -238,18 +237,10 @@ class LyraModel(SplatfactoModel):
 
         Averaged weights may be missing or too many: they start from the others or are left out.
         """
-        own = self.state_dict()
         state_dict, change = fitting_state(state_dict, self.averaged is not None)
         if change:
             CONSOLE.log(f"lyra: {change}")
-        missing, unexpected = sorted(own.keys() - state_dict.keys()), sorted(state_dict.keys() - own.keys())
-        reshaped = [k for k in own.keys() & state_dict.keys() if own[k].shape != state_dict[k].shape]
-        if missing or unexpected or reshaped:
-            raise CheckpointMismatch(
-                f"the checkpoint belongs to another network: missing {missing[:5]}, "
-                f"unexpected {unexpected[:5]}, of another shape {sorted(reshaped)[:5]}; "
-                "give the --pipeline.model.decoder options that it was trained with"
-            )
+        refuse_other_network(self.state_dict(), state_dict)
         self._weights_version += 1
         return nn.Module.load_state_dict(self, state_dict, strict=True, assign=assign)
 
@@ -289,38 +280,15 @@ class LyraModel(SplatfactoModel):
             gaussians = self._shown(camera.times, may_be_stale=viewer_background is not None)
         else:
             gaussians = self._evaluated(scene, camera.times)
-        settings = self.config.render
-        if viewer_background is not None:
-            settings = replace(settings, background=tuple(viewer_background.tolist()))
-        rendered = render(self._cropped(gaussians), camera_path_of(camera), settings)
-        alpha = rendered.alpha[0, ..., None]
-        depth = rendered.depth[0, ..., None]
-        return {
-            "rgb": rendered.rgb[0].clamp(0.0, 1.0),
-            # Where nothing is seen the viewer wants the far end, not something before the camera.
-            "depth": torch.where(alpha > 0, depth, depth.max()),
-            "accumulation": alpha,
-            "background": alpha.new_tensor(settings.background).expand(*alpha.shape[:2], 3),
-        }
-
-    def _cropped(self, gaussians: Gaussians) -> Gaussians:
-        if self.crop_box is None:
-            return gaussians
-        inside = self.crop_box.within(splatfacto_params(gaussians)["means"]).reshape(-1)
-        index = inside.nonzero()[:, 0]
-        return gaussians.select(index if len(index) else index.new_zeros(1))
+        settings = with_background(self.config.render, viewer_background)
+        return outputs_of_camera(cropped(gaussians, self.crop_box), camera, settings)
 
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Any]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """psnr, ssim, lpips and depth_error of one image, and pictures of truth beside prediction."""
-        truth = batch["image"].to(self.device)
-        true_depth = batch.get("depth_image")
+        truth, true_depth = batch["image"].to(self.device), batch.get("depth_image")
         true_depth = None if true_depth is None else true_depth.to(self.device)
         perceptual = self._frozen.perceptual_if_present(self.device)
         metrics = image_metrics(outputs["rgb"], truth, outputs["depth"], true_depth, perceptual)
-        images = {
-            "img": torch.cat([truth, outputs["rgb"]], 1),
-            "depth": depth_picture(outputs["depth"], true_depth, outputs["accumulation"]),
-        }
-        return metrics, images
+        return metrics, image_pictures(outputs, truth, true_depth)
