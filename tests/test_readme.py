@@ -96,6 +96,13 @@ def test_readme_commands_parse() -> None:
     assert parsed_problems(commands) == []
 
 
+def test_commands_of_the_page_on_training_parse() -> None:
+    """As above, one GPU and two."""
+    commands = shell_lines((ROOT / "docs" / "training.md").read_text())
+    assert any("--machine.num-devices" in command for command in commands)
+    assert simple_problems(commands) + parsed_problems(commands) == []
+
+
 def test_paths_in_readme_exist() -> None:
     assert missing_paths(readme()) == []
 
