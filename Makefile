@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY := PASSIVE
 
 PYTEST = python -m pytest --timeout 600 -n $(WORKERS)
 
-.PHONY: demo test setup lint format type unit e2e clean
+.PHONY: demo test setup lint format type unit e2e bench-gpu clean
 
 demo: setup
 	ns-lyra demo --output $(DEMO)
@@ -41,6 +41,11 @@ unit: setup
 
 e2e: setup
 	$(PYTEST) -m "end_to_end or browser"
+
+# Needs a CUDA device and the package's extra `cuda`; PARTS="forward training" measures some parts again.
+bench-gpu: setup
+	python -m benchmarks.full_size $(if $(PARTS),--parts $(PARTS))
+	python -m benchmarks.tables
 
 clean:
 	rm -rf demo build dist *.egg-info .typecheck .pytest_cache .ruff_cache .hypothesis

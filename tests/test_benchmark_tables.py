@@ -10,7 +10,7 @@ import pytest
 import torch
 from wall_scenes import write_wall_scenes
 
-from benchmarks import tables
+from benchmarks import full_size_goals, tables
 from benchmarks.environment import cpu_model, describe_environment
 from benchmarks.stabilisers import earlier_content, in_order, run
 from benchmarks.table_text import NOTHING
@@ -122,6 +122,116 @@ def test_training_shows_quantities_with_their_units(tmp_path: Path) -> None:
     text = tables.training_table(tmp_path)
     assert cells(text)[1:] == [["step", "48.8 ms"], ["memory", "23 GB"]]
     assert text.endswith("GPU Y, torch 2.11, commit 80eaa60.")
+
+
+def forward_row(way: str, num_views: int, ms: float) -> dict:
+    """A row of the forward pass at full size."""
+    return {"way": way, "num_views": num_views, "ms": ms, "peak_gib": ms / 100, "growth_gib": 1.0}
+
+
+def write_full_size(folder: Path, **parts: list[dict]) -> None:
+    """A result file of the benchmark at full size with these parts."""
+    size = {"num_frames": 121, "height": 704, "width": 1280}
+    content = {name: {"environment": ENVIRONMENT, "size": size, "rows": rows} for name, rows in parts.items()}
+    (folder / "full_size_h200.json").write_text(json.dumps({"parts": content}))
+
+
+OFFICIAL = "as the official code computes"
+FORWARD = [
+    *(forward_row(OFFICIAL, views, ms) for views, ms in ((1, 60.0), (6, 1200.0))),
+    # a = 20, b = 30
+    *(forward_row("fast", views, 20.0 * views**2 + 30.0 * views) for views in (1, 2, 6)),
+]
+
+
+def test_forward_table_has_ways_beside_each_other(tmp_path: Path) -> None:
+    """Ratios are to the official way with as many trajectories; what was not measured is a gap."""
+    write_full_size(tmp_path, forward=FORWARD)
+    text = tables.table_named("full_size_forward", tmp_path)
+    first, official, fast = cells(text)
+    assert first[1:4] == ["1 trajectory", "2 trajectories", "6 trajectories"]
+    assert official == [OFFICIAL, "60.0", NOTHING, "1200", "12.0"]
+    assert fast == ["fast", "50.0 (1.20x)", "140", "900 (1.33x)", "9.0"]
+    assert text.endswith("GPU X, torch 9.9, commit 0123456789 with changes.")
+
+
+def test_tables_of_missing_parts_are_empty(tmp_path: Path) -> None:
+    """And every table of full size is made from the file in the repository or empty."""
+    write_full_size(tmp_path)
+    names = [name for name in tables.TABLES if name.startswith("full_size")]
+    assert [tables.table_named(name, tmp_path) for name in names] == [""] * len(names)
+    document = "<!-- table:full_size_errors -->\nold\n<!-- /table -->\n"
+    assert tables.updated(document, tmp_path) == document.replace("old", "")
+
+
+def test_goals_say_what_was_not_reached(tmp_path: Path) -> None:
+    """In both directions, and the part of attention is found from how the times grow."""
+    rendering = [
+        {"num_gaussians": num, "response": "ray3d", "ms": ms} for num, ms in ((10_000_000, 1), (2_000_000, 5))
+    ]
+    write_full_size(tmp_path, forward=FORWARD, rendering=rendering, writing=[{"seconds": 1.5}])
+    text = tables.table_named("full_size_goals", tmp_path)
+    found = {line[0]: line[2:] for line in cells(text)[1:]}
+    titles = {goal.part: goal.title for goal in full_size_goals.GOALS}
+    assert found["forward pass of six trajectories, exact"] == ["900 ms", "yes"]
+    assert found["of it all but attention (fitted, see below)"] == ["180 ms", "**no**"]
+    assert found[titles["rendering"]] == ["200 per second", "**no**"]
+    assert found[titles["writing"]] == ["1.5 s", "yes"]
+    assert titles["training"] not in found
+    assert "80 % of the forward pass" in text
+
+
+def test_plucker_table_compares_encoders_only(tmp_path: Path) -> None:
+    """A cache is no encoder; errors stand below, in percent."""
+    rows = [
+        {"what": "plain encoder, six views", "ms": 6000.0, "peak_gb": 33.67},
+        {"what": "fast encoder, six views, 1 at once", "ms": 1000.0, "peak_gb": 11.0},
+        {"what": "repeated cameras, memory", "ms": 2.0, "peak_gb": 1.0},
+        {"what": "fast encoder in bfloat16 against float32", "relative_difference": 0.0087},
+    ]
+    write_full_size(tmp_path, plucker=rows)
+    text = tables.table_named("full_size_plucker", tmp_path)
+    assert [line[1:] for line in cells(text)[1:]] == [
+        ["6000", NOTHING, "33.7"],
+        ["1000", "6.00x", "11.0"],
+        ["2.0", NOTHING, "1.0"],
+    ]
+    assert "ours 0.9 %" in text
+
+
+def test_training_step_stands_beside_the_plain_one(tmp_path: Path) -> None:
+    """A step that did not fit says so in place of its time."""
+    size = {"V": 6, "targets": 54}
+    rows = [
+        {"way": "fast", **size, "prune": 0.8, "step_s": 5.0, "peak_gib": 37.4},
+        {"way": "plain", **size, "prune": 0.8, "step_s": 6.5, "peak_gib": 31.2},
+        {"way": "fast", **size, "error": "no room"},
+        {"way": "plain", **size, "prune": 0.0, "step_s": 7.0, "peak_gib": 31.1},
+    ]
+    write_full_size(tmp_path, training=rows)
+    lines = cells(tables.table_named("full_size_training", tmp_path))
+    assert lines[1] == ["6", "54", "80 %", "5.00", "6.50", "1.30x", "37.4", "31.2"]
+    assert lines[2][2:] == ["0 %", f"{NOTHING} (out of memory)", "7.00", NOTHING, NOTHING, "31.1"]
+
+
+def test_rendering_writing_errors_and_low_precision(tmp_path: Path) -> None:
+    """Each shows its numbers in the units of its titles."""
+    render = {"num_gaussians": 2_044_415, "response": "ray3d", "ms": 4.0, "peak_gib": 1.16}
+    form = {"form": "fp8", "group": "novel", "psnr": 27.12345, "lpips": 0.1, "psnr_against_first": 51.26}
+    write_full_size(
+        tmp_path,
+        rendering=[render],
+        writing=[{"num_gaussians": 2_044_415, "seconds": 0.298}],
+        errors=[{"way": "fast", "num_views": 1, "relative_error": 0.0093}],
+        low_precision=[form | {"form": "cudnn", "psnr_against_first": None}, form],
+    )
+    made = {name: tables.table_named(f"full_size_{name}", tmp_path) for name in ("rendering", "writing")}
+    assert cells(made["rendering"])[1] == ["2 044 415", "3DGUT", "4.00", "250", "1.2"]
+    assert "2 044 415 Gaussians from main memory: 0.30 s" in made["writing"]
+    assert cells(tables.table_named("full_size_errors", tmp_path))[1] == ["fast", "9.3e-03"]
+    exact, eight_bits = cells(tables.table_named("full_size_low_precision", tmp_path))[1:]
+    assert exact[-1] == NOTHING
+    assert eight_bits == ["fp8", "novel", "27.123", "0.1000", "51.3"]
 
 
 def test_documents_get_their_tables_and_nothing_else_changes(tmp_path: Path) -> None:
