@@ -60,6 +60,12 @@ def forward_ratio(rows: Rows) -> float | None:
     return official / ours if official and ours else None
 
 
+def error_ratio(rows: Rows) -> float | None:
+    """Error of our exact way relative to that of the official one."""
+    official, ours = (first_value(rows, "relative_error", way=way) for way in (OFFICIAL_WAY, "fast"))
+    return ours / official if official and ours else None
+
+
 def other_than_attention(rows: Rows) -> float | None:
     """Milliseconds that do not grow with the square of the sequence, for a whole scene.
 
@@ -108,7 +114,8 @@ GOALS = (
         "times",
         True,
     ),
-    Goal("of it all but attention (fitted, see below)", "forward", other_than_attention, 150, "ms"),
+    Goal("its error in raw outputs, as a share of the official way's", "errors", error_ratio, 1, ""),
+    Goal("forward pass without attention (fitted, see below)", "forward", other_than_attention, 150, "ms"),
     Goal(
         "cameras of six trajectories to ray latents",
         "plucker",
