@@ -1,0 +1,244 @@
+"""Camera paths to generate along: GEN3C's kinds, Lyra's six per scene, and free paths fitted to a scene.
+
+A path starts at the identity: the camera of the input image is the world. For videos, whose own camera may
+move, `follow` lays the path onto the source cameras. Source: gen3c_generation.md C, C4, D4.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field, replace
+from typing import Literal, cast, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lyra_ns.cameras import CameraPath, crop_and_resize_intrinsics, relative_to
+from lyra_ns.synthetic.draws import generator_for
+from lyra_ns.trajectories import (
+    LYRA_SPIRAL,
+    TRAJECTORIES,
+    Rotation,
+    Spiral,
+    draw_distance,
+    motion_named,
+    motion_offsets,
+    motion_poses,
+    path_of_poses,
+)
+
+PathKind = Literal[
+    "left", "right", "up", "down", "zoom_in", "zoom_out", "clockwise", "counterclockwise", "none"
+]
+"""GEN3C's names of camera paths."""
+LookAt = Literal["gen3c", "exact"]
+"""GEN3C's own poses, which its network was used with, or poses that keep the centre in the middle."""
+Seeding = Literal["per_trajectory", "legacy"]
+"""One generator per scene and trajectory, or the distances that the official script ends up with."""
+Length = Literal["exact", "first", "resample"]
+"""A free path of another length is an error, is cut to its first frames, or is run through evenly."""
+FRAMES_PER_LATENT = 8
+"""The tokenizer stores one frame, and then this many per latent frame."""
+
+
+@dataclass(frozen=True)
+class CameraPathConfig:
+    """One of GEN3C's camera paths."""
+
+    kind: PathKind = "left"
+    """Direction of the motion, as the viewer sees it."""
+    distance: float = 0.3
+    """How far the camera moves, in units of the centre depth."""
+    rotation: Rotation = "center_facing"
+    """Whether the camera turns to the centre, not at all, or outwards with its motion."""
+    look_at: LookAt = "gen3c"
+    """GEN3C's own poses, or exact ones that keep the centre in the middle of the image."""
+    spiral: Spiral = field(default=LYRA_SPIRAL)
+    """Turns and radii of clockwise and counterclockwise paths."""
+
+
+def camera_path(
+    config: CameraPathConfig,
+    *,
+    centre_depth: float,
+    num_frames: int,
+    intrinsics: Float[Tensor, "*#L 4"],
+    height: int,
+    width: int,
+) -> CameraPath:
+    """Cameras [L] of a path that starts at the identity; intrinsics of the source, one or per frame.
+
+    ValueError for a kind, length, distance or depth that no path has.
+    """
+    check_num_frames(num_frames)
+    _check(config, centre_depth)
+    offsets = motion_offsets(
+        motion_named(config.kind), config.distance, num_frames, centre_depth, config.spiral
+    )
+    poses = motion_poses(offsets, centre_depth, config.rotation, parity=config.look_at == "gen3c")
+    return path_of_poses(poses, intrinsics, height, width)
+
+
+def _check(config: CameraPathConfig, centre_depth: float) -> None:
+    if not (math.isfinite(centre_depth) and centre_depth > 0):
+        raise ValueError(f"expected a centre depth above 0, found {centre_depth}: give the scene's depth")
+    if not (math.isfinite(config.distance) and config.distance >= 0):
+        raise ValueError(f"expected a movement distance of 0 or more, found {config.distance}")
+    for what, found, known in (
+        ("rotation", config.rotation, get_args(Rotation)),
+        ("look_at", config.look_at, get_args(LookAt)),
+    ):
+        if found not in known:
+            raise ValueError(
+                f"expected one of {', '.join(known)} as {what} of a camera path, found {found!r}"
+            )
+
+
+def check_num_frames(num_frames: int) -> None:
+    """ValueError unless a video of so many frames fills whole latent frames (8 k + 1)."""
+    if num_frames < 1 or num_frames % FRAMES_PER_LATENT != 1:
+        nearest = max(round((num_frames - 1) / FRAMES_PER_LATENT), 0) * FRAMES_PER_LATENT + 1
+        raise ValueError(f"expected 8 k + 1 frames (1, 9, 17 .. 121 ..), found {num_frames}: take {nearest}")
+
+
+def lyra_six(
+    seed: int,
+    scene: str,
+    *,
+    distance_factor: float = 1.0,
+    look_at: LookAt = "gen3c",
+    seeding: Seeding = "per_trajectory",
+) -> tuple[CameraPathConfig, ...]:
+    """The six paths of a scene, in the order of their folders on disk, with drawn distances.
+
+    The draw of a path depends on seed, scene and path alone. `legacy` repeats the official script, where
+    paths 1 to 5 get the first draw of Python's generator for every scene; its path 0 is drawn from an
+    unseeded generator, which cannot be repeated, so that one is drawn as usual (gen3c_generation.md C4).
+    """
+    return tuple(
+        CameraPathConfig(
+            kind=cast(PathKind, TRAJECTORIES[trajectory].name),
+            distance=distance_factor * _distance(trajectory, seed, scene, seeding),
+            look_at=look_at,
+        )
+        for trajectory in range(len(TRAJECTORIES))
+    )
+
+
+def follow(path: CameraPath, source: CameraPath) -> CameraPath:
+    """The path [L] laid onto the cameras of a source video [L] or image [1], with the source's intrinsics.
+
+    World-to-camera matrices are T_t w2c_source(t), as in GEN3C.
+    """
+    if len(source.camera_to_world) not in (1, len(path.camera_to_world)):
+        raise ValueError(
+            f"expected as many source cameras as the path has frames ({len(path.camera_to_world)}) or one, "
+            f"found {len(source.camera_to_world)}: read as many frames as are generated"
+        )
+    return replace(
+        path,
+        camera_to_world=source.camera_to_world @ path.camera_to_world,
+        intrinsics=source.intrinsics.expand_as(path.intrinsics),
+        height=source.height,
+        width=source.width,
+    )
+
+
+def reversed_in_time(path: CameraPath) -> CameraPath:
+    """The same cameras, last first, with ascending moments: those of the reversed video."""
+    return replace(path, camera_to_world=path.camera_to_world.flip(0), intrinsics=path.intrinsics.flip(0))
+
+
+def flipped_path(path: CameraPath, source: CameraPath) -> CameraPath:
+    """The path of flip supervision, in forward time: it reaches the source camera at the last frame.
+
+    The video is generated along `reversed_in_time` of this, on the reversed source; frames, intrinsics and
+    poses are then all turned back, of which the official script forgets the poses (D4).
+    """
+    return reversed_in_time(follow(path, reversed_in_time(source)))
+
+
+def fitted_path(
+    path: CameraPath,
+    *,
+    num_frames: int,
+    intrinsics: Float[Tensor, " 4"] | None,
+    height: int,
+    width: int,
+    pose_scale: float = 1.0,
+    length: Length = "exact",
+) -> CameraPath:
+    """A free path [L] made ready for a scene: from the identity, in the scene's units, at its image size.
+
+    `pose_scale` times a unit of the path is a unit of the scene's depth. `intrinsics` are those of the input
+    image at `height` x `width`: frame 0 gets them, the others follow the path's zoom; None keeps the path's
+    own, cropped and resized. ValueError for a wrong length.
+    """
+    check_num_frames(num_frames)
+    if not (math.isfinite(pose_scale) and pose_scale > 0):
+        raise ValueError(f"expected a pose scale above 0, found {pose_scale}")
+    path = _of_length(path, num_frames, length)
+    path = relative_to(path, path.camera_to_world[0])
+    poses = path.camera_to_world.clone()
+    poses[:, :3, 3] *= pose_scale
+    own = crop_and_resize_intrinsics(path.intrinsics, (path.height, path.width), (height, width))
+    if intrinsics is not None:
+        zoom = path.intrinsics[:, :2] / path.intrinsics[:1, :2]
+        own = torch.cat([intrinsics[:2] * zoom, intrinsics[2:].expand_as(zoom)], -1)
+    return replace(path, camera_to_world=poses, intrinsics=own, height=height, width=width)
+
+
+def resampled_path(path: CameraPath, num_frames: int) -> CameraPath:
+    """The path [L] run through in `num_frames` even steps: linear in position, even in turning."""
+    num_given = len(path.camera_to_world)
+    at = torch.linspace(0.0, num_given - 1, num_frames, dtype=torch.float64)
+    left = at.floor().long().clamp(max=max(num_given - 2, 0))
+    right = (left + 1).clamp(max=num_given - 1)
+    share = at - left
+    poses = path.camera_to_world.double()
+    rotation = _rotated(poses[left, :3, :3], poses[right, :3, :3], share)
+    centre = torch.lerp(poses[left, :3, 3], poses[right, :3, 3], share[:, None])
+    result = poses[left].clone()
+    result[:, :3] = torch.cat([rotation, centre[..., None]], -1)
+    intrinsics = torch.lerp(path.intrinsics[left], path.intrinsics[right], share[:, None].float())
+    times = torch.lerp(path.times[left], path.times[right], share.float())
+    return replace(path, camera_to_world=result.float(), intrinsics=intrinsics, times=times)
+
+
+def _of_length(path: CameraPath, num_frames: int, length: Length) -> CameraPath:
+    num_given = len(path.camera_to_world)
+    if num_given == num_frames:
+        return path
+    if length == "resample":
+        return resampled_path(path, num_frames)
+    if length == "first" and num_given > num_frames:
+        return replace(path[:num_frames], times=torch.linspace(0.0, 1.0, num_frames))
+    raise ValueError(
+        f"expected a camera path of {num_frames} frames, found {num_given}: write that many, or resample it"
+    )
+
+
+def _rotated(
+    start: Float[Tensor, "L 3 3"], end: Float[Tensor, "L 3 3"], share: Float[Tensor, " L"]
+) -> Float[Tensor, "L 3 3"]:
+    """Rotations a share of the way from start to end: start exp(share log(start^T end))."""
+    turn = start.mT @ end
+    cosine = (turn.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
+    skew = (turn - turn.mT) / 2
+    vector = torch.stack([skew[:, 2, 1], skew[:, 0, 2], skew[:, 1, 0]], -1)
+    sine = vector.norm(dim=-1)
+    angle = torch.atan2(sine, cosine)
+    if bool((angle > math.pi - 1e-4).any()):
+        raise ValueError("expected less than half a turn between two cameras, found one: write more frames")
+    scale = torch.where(sine > 1e-12, angle / sine.clamp(min=1e-12), 1.0)
+    return start @ torch.linalg.matrix_exp(skew * (scale * share)[:, None, None])
+
+
+def _distance(trajectory: int, seed: int, scene: str, seeding: Seeding) -> float:
+    """Movement distance of one of the six paths, in units of the centre depth."""
+    if seeding == "legacy" and trajectory > 0:
+        low, high = TRAJECTORIES[trajectory].distance_range
+        return random.Random(seed).uniform(low, high)
+    return draw_distance(trajectory, generator_for("camera path", seed, scene, trajectory))
