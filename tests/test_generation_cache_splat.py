@@ -31,7 +31,7 @@ EVERYWHERE = torch.ones(1, HEIGHT, WIDTH, dtype=torch.bool)
 PLACES = [(0.0, 0.0, 0.0), (0.31, -0.12, 0.2), (-0.4, 0.2, -0.5), (0.1, 0.0, 1.2)]
 
 
-def positions(*places: tuple[float, float, float], settings: SplatSettings = SOFT) -> torch.Tensor:
+def positions(*places: tuple[float, float, float]) -> torch.Tensor:
     """[1, 3, 1, n] homogeneous positions of points (column, row, depth)."""
     points = torch.tensor(places, dtype=torch.float64)
     return torch.cat([points[:, :2] * points[:, 2:], points[:, 2:]], 1).T[None, :, None]
@@ -82,6 +82,16 @@ def test_soft_weights_follow_the_official_formula():
     near, far = (math.exp(-50 * math.log1p(z) / math.log1p(10.0)) for z in (2.0, 2.5))
     assert seen.rgb[0, 0, 1, 2].item() == pytest.approx(near / (near + far), abs=1e-9)
     assert seen.depth[0, 1, 2].item() == pytest.approx((2 * near + 2.5 * far) / (near + far), abs=1e-9)
+
+
+def test_with_a_sky_at_100_soft_occlusion_is_soft():
+    # gen3c_generation.md B1: depths 1.0 and 1.1 differ by a factor of 1.7 only.
+    rgb = torch.tensor([1.0, 0.0], dtype=torch.float64).expand(1, 3, 1, -1)
+    both = positions((2.5, 1.5, 1.0), (2.5, 1.5, 1.1))
+    scale = torch.tensor(100.0, dtype=torch.float64)
+    seen = splat(rgb, both, torch.ones(1, 1, 2, dtype=torch.bool), (4, 6), scale, SOFT)
+    near = seen.rgb[0, 0, 1, 2].item()
+    assert near / (1 - near) == pytest.approx(1.7, abs=0.01)
 
 
 def test_hard_occlusion_shows_the_nearest_alone():
@@ -166,11 +176,7 @@ def test_depths_far_beyond_the_scale_keep_a_weight_in_float32():
     torch.testing.assert_close(seen.rgb[0, :, 1, 2], torch.ones(3))
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"occlusion": "median"}, {"sharpness": 0.0}, {"tolerance": -0.1}],
-    ids=lambda wrong: next(iter(wrong)),
-)
+@pytest.mark.parametrize("wrong", [{"sharpness": 0.0}, {"tolerance": -0.1}], ids=["sharpness", "tolerance"])
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match="expected"):
         SplatSettings(**wrong)

@@ -5,7 +5,7 @@ Shape letters: B images, h w source image, H W target image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,10 +74,14 @@ def splat(
     """
     landed = _landed(positions, usable, size)
     weight = _soft_weight(landed.depth, farthest, settings.sharpness)
-    surface = _nearest_depth(landed, size) if settings.occlusion == "hard" else None
+    footprint: Iterable[tuple[Tensor, Tensor]] = _footprint(landed, size)
+    surface = None
+    if settings.occlusion == "hard":
+        footprint = list(footprint)  # Read twice.
+        surface = _nearest_depth(landed.depth, footprint, size)
     values = [*(channel.flatten() for channel in rgb.unbind(1)), landed.depth.flatten()]
     sums = positions.new_zeros(len(values) + 1, landed.depth.shape[0] * size[0] * size[1])
-    for index, share in _footprint(landed, size):
+    for index, share in footprint:
         if surface is None:
             share = share * weight
         else:
@@ -142,10 +146,11 @@ def _soft_weight(depth: Tensor, farthest: Tensor, sharpness: float) -> Tensor:
     return torch.exp(-exponent.clamp(max=LARGEST_EXPONENT)).flatten()
 
 
-def _nearest_depth(landed: _Landed, size: tuple[int, int]) -> Tensor:
+def _nearest_depth(
+    depth: Tensor, footprint: Iterable[tuple[Tensor, Tensor]], size: tuple[int, int]
+) -> Tensor:
     """[B H W] depth of the nearest point that touches each pixel, infinite without any."""
-    depth = landed.depth
     nearest = depth.new_full((len(depth) * size[0] * size[1],), torch.inf)
-    for index, share in _footprint(landed, size):
+    for index, share in footprint:
         nearest.scatter_reduce_(0, index, torch.where(share > 0, depth.flatten(), torch.inf), "amin")
     return nearest
