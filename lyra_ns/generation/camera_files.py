@@ -199,7 +199,7 @@ def _viewer_intrinsics(
 ) -> list[float]:
     if "intrinsics" in camera:
         return [float(value) for value in camera["intrinsics"]]
-    fov = math.radians(float(camera.get("fov", entries.get("default_fov"))))
+    fov = math.radians(float(camera["fov"] if "fov" in camera else entries["default_fov"]))
     if not 0 < fov < math.pi:
         raise _Malformed(f"must have fields of view between 0 and 180 degrees, found {math.degrees(fov):.3g}")
     focal = height / 2 / math.tan(fov / 2)
@@ -227,10 +227,10 @@ def _frame_intrinsics(entries: dict[str, Any], height: int, width: int) -> list[
     """fx, fy, cx, cy of a frame; like nerfstudio, from camera_angle_x where there is no focal length."""
     angle_x, angle_y = (entries.get(f"camera_angle_{axis}") for axis in "xy")
     fx = entries.get("fl_x", None if angle_x is None else width / 2 / math.tan(angle_x / 2))
-    fy = entries.get("fl_y", fx if angle_y is None else height / 2 / math.tan(angle_y / 2))
     if fx is None:
         raise _Malformed("must say fl_x or camera_angle_x, found neither: export it with intrinsics")
-    return [float(fx), float(fy), float(entries.get("cx", width / 2)), float(entries.get("cy", height / 2))]
+    fy = float(entries.get("fl_y", fx if angle_y is None else height / 2 / math.tan(angle_y / 2)))
+    return [float(fx), fy, float(entries.get("cx", width / 2)), float(entries.get("cy", height / 2))]
 
 
 def _name_order(name: str) -> list[tuple[int, str]]:
