@@ -206,6 +206,7 @@ def test_foreground_masking_hides_the_wall_behind_the_torn_silhouette():
         two_colours(), box_before_wall(), HOME, settings=CacheSettings(foreground_masking=False)
     )
     target = cameras_at([(0.6, 0.0, 0.0)])
+    assert torch.equal(masked.frames.torn, ~reliable_depth(box_before_wall()[None], 0.05))
     with_sheet, without = masked.render(target), bare.render(target)
     # The box has moved 30 pixels to the left, the wall 15: what the wall shows between the two is hidden.
     gap = (
