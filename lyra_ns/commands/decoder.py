@@ -14,31 +14,47 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lyra_ns.checkpoints import OfficialFile
+    from lyra_ns.commands.any_decoder import MethodName
 
 
 @dataclass
 class Convert:
-    """Turn a decoder checkpoint (official .pt or ours) into one safetensors file with its configuration."""
+    """Turn official weights into our form: a decoder into one safetensors file, GEN3C into a folder.
+
+    The decoder's file brings its configuration. The folder of GEN3C is a pipeline of diffusers, made of the
+    7 B network and the Cosmos tokenizer; both are read strictly, no tensor more and none less.
+    """
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """lyra_static.pt, lyra_dynamic.pt, a training checkpoint of the official code or nerfstudio, or ours."""
+    """lyra_static.pt, lyra_dynamic.pt, a training checkpoint of the official code or nerfstudio, or ours;
+    with `--config gen3c` the model.pt of nvidia/GEN3C-Cosmos-7B."""
     output: Path
-    """File to write, ending in .safetensors."""
-    config: Literal["lyra", "lyra-dynamic", "lyra-tiny"] | None = None
-    """Method whose network the file holds; needed where neither its configuration nor its md5 tells."""
+    """File to write, ending in .safetensors; for GEN3C a folder that does not exist yet."""
+    config: Literal["lyra", "lyra-dynamic", "lyra-tiny", "gen3c"] | None = None
+    """Network that the file holds; needed where neither its configuration nor its md5 tells, and GEN3C."""
     dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
     """How the weights are stored; they are computed with in float32 or bfloat16 all the same."""
     config_file: Path | None = None
     """Also write the configuration, which is inside the safetensors too, as JSON to this file."""
+    tokenizer: Path | None = None
+    """For GEN3C: folder with the tokenizer's encoder.jit, decoder.jit and mean_std.pt, or diffusers' form."""
 
     def run(self) -> None:
-        """Write the file and name what it holds."""
+        """Write what was asked for and name what it holds."""
+        if self.config == "gen3c":
+            self._convert_gen3c()
+        else:
+            self._convert_decoder(self.config)
+
+    def _convert_decoder(self, config: MethodName | None) -> None:
         from lyra_ns.checkpoints import config_to_json, save_decoder
         from lyra_ns.commands.any_decoder import load_any_decoder
         from lyra_ns.data.files import write_whole
 
+        if self.tokenizer:
+            raise ValueError("--tokenizer belongs to --config gen3c: leave it out for a decoder")
         official = self._official_file()
-        decoder = load_any_decoder(self.checkpoint, self.config)
+        decoder = load_any_decoder(self.checkpoint, config)
         change = largest_change(decoder.state_dict(), self.dtype)
         save_decoder(decoder, self.output, dtype=self.dtype)
         if self.config_file:
@@ -56,6 +72,33 @@ class Convert:
                 "The digest of the tokenizer is left empty, because the checkpoint does not name the "
                 "tokenizer of its latents: `--codec` is not checked against these weights."
             )
+
+    def _convert_gen3c(self) -> None:
+        import torch
+
+        from lyra_ns.generation.gen3c.convert import convert_gen3c
+
+        if not self.tokenizer:
+            raise ValueError(
+                "GEN3C works on latents of the Cosmos tokenizer: give --tokenizer FOLDER with encoder.jit, "
+                "decoder.jit and mean_std.pt of Cosmos-Tokenize1-CV8x8x8-720p, or with what diffusers saved"
+            )
+        if self.config_file:
+            raise ValueError(
+                "--config-file is for decoders: GEN3C's is in transformer/config.json of the output"
+            )
+        kind = getattr(torch, self.dtype)
+        found = convert_gen3c(self.checkpoint, self.tokenizer, self.output, kind)
+        print(
+            f"{found.folder}: a GEN3C network of {found.num_weights:,} weights that reads "
+            f"{found.num_buffers} 3D buffers, as {self.dtype}, with its tokenizer"
+        )
+        print(
+            f"{self.checkpoint} is "
+            + ("" if found.is_released else "not the released ")
+            + "nvidia/GEN3C-Cosmos-7B"
+            + ("" if found.is_released_network else ", and of another size")
+        )
 
     def _official_file(self) -> OfficialFile | None:
         """The released file that this is; ValueError where nothing tells what it is, or two things differ."""

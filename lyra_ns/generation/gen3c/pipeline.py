@@ -1,0 +1,274 @@
+"""GEN3C as a pipeline of diffusers: first frame and 3D buffers in, video latents out.
+
+Facts: gen3c_generation.md 0, A and D1. diffusers' own CosmosVideoToWorldPipeline cannot run GEN3C: it takes
+no 3D buffers, drops guidance at scale 1, and ends its noise levels elsewhere. This module imports diffusers
+and transformers; the rest of the room does not.
+
+**Not tried on the released weights**, which could not be had: loading, shapes, sampler and saving are proven
+on random weights of the exact structure.
+
+Shape letters: B samples, L frames, N buffers, D channels of all buffers, T latent frames, H W image,
+h w latent, P and Q texts (B or 1), S and R their tokens, E text channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers import AutoencoderKLCosmos, CosmosTransformer3DModel, EDMEulerScheduler
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils.torch_utils import randn_tensor
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, T5EncoderModel
+
+from lyra_ns.codec.cosmos import CosmosCodec
+from lyra_ns.codec.statistics import SIGMA_DATA, LatentStatistics
+from lyra_ns.generation.gen3c.buffers import encode_buffers
+from lyra_ns.generation.gen3c.safety import SafetyChecker, check_texts, checked_video
+from lyra_ns.generation.gen3c.sampling import AUGMENT_SIGMA, sample
+from lyra_ns.generation.gen3c.text import encode_texts, no_text
+from lyra_ns.generation.gen3c.transformer import (
+    BUFFER_CHANNELS,
+    FPS,
+    LATENT_CHANNELS,
+    GuidedDenoiser,
+    num_buffers_of,
+)
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def gen3c_scheduler() -> EDMEulerScheduler:
+    """Noise levels of GEN3C: from 80 to 0.0002, then 0 (other Cosmos models end at 0.002)."""
+    return EDMEulerScheduler(
+        sigma_min=2e-4, sigma_max=80.0, sigma_data=SIGMA_DATA, rho=7.0, final_sigmas_type="zero"
+    )
+
+
+class Gen3CPipeline(DiffusionPipeline):
+    """Camera-controlled video latents from a first frame and the 3D buffers seen along a camera path.
+
+    >>> pipeline = Gen3CPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16).to("cuda")
+    >>> buffers = pipeline.encode_buffers(colours, masks)
+    >>> latents = pipeline(image, buffers, generator=torch.Generator().manual_seed(0))
+    >>> video = pipeline.decode_latents(latents)
+
+    `folder` is what `ns-lyra convert --config gen3c` writes. T5 (4.9 billion weights) is optional: without it
+    texts cannot be encoded, and zeros stand for them, as in the official code with --disable_prompt_encoder.
+    A safety checker sees prompts before and videos after; without one nothing is checked.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _optional_components: ClassVar[list[str]] = ["text_encoder", "tokenizer", "safety_checker"]
+
+    def __init__(
+        self,
+        transformer: CosmosTransformer3DModel,
+        vae: AutoencoderKLCosmos,
+        scheduler: EDMEulerScheduler,
+        text_encoder: T5EncoderModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        safety_checker: SafetyChecker | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            transformer=transformer,
+            vae=vae,
+            scheduler=scheduler,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            safety_checker=safety_checker,
+        )
+        if scheduler.config.sigma_data != SIGMA_DATA or scheduler.config.prediction_type != "epsilon":
+            raise ValueError(
+                f"GEN3C's scheduler has sigma_data {SIGMA_DATA} and predicts epsilon, found "
+                f"{scheduler.config.sigma_data} and {scheduler.config.prediction_type}: use gen3c_scheduler()"
+            )
+        self.num_buffers = num_buffers_of(transformer.config)
+        self._codec: CosmosCodec | None = None
+
+    @property
+    def codec(self) -> CosmosCodec:
+        """The tokenizer behind the package's codec interface, with the pipeline's own weights."""
+        vae, device = self.vae, self._execution_device
+        if self._codec is None or self._codec_state != (vae, vae.device, vae.dtype):
+            is_fast = vae.device.type == "cuda" and vae.dtype == torch.bfloat16
+            name = f"cosmos:{self.name_or_path or 'gen3c'}"
+            self._codec = CosmosCodec(vae, _statistics(vae.config), name, "auto" if is_fast else "plain")
+            self._codec_state = (vae, vae.device, vae.dtype)
+        # With offloading the weights lie on the CPU until they are called, and what they return does not.
+        self._codec.statistics = self._codec.statistics.to(device)
+        return self._codec
+
+    def encode_video(self, video: Float[Tensor, "B 3 L H W"]) -> Float[Tensor, "B 16 T h w"]:
+        """Latents in diffusion space, float32, of colours from -1 to 1; L must be 8k + 1."""
+        return self.codec.to_diffusion(self.codec.encode(video.to(self._execution_device)))
+
+    def encode_buffers(
+        self, colours: Float[Tensor, "B L N 3 H W"], masks: Float[Tensor, "B L N 1 H W"]
+    ) -> Float[Tensor, "B D T h w"]:
+        """3D buffers as `__call__` takes them: colours -1 to 1 (-1 in holes), masks 1 where something is."""
+        device = self._execution_device
+        return encode_buffers(self.codec, colours.to(device), masks.to(device), self.num_buffers)
+
+    def decode_latents(self, latents: Float[Tensor, "B 16 T h w"]) -> Float[Tensor, "B 3 L H W"]:
+        """Videos, float32, colours about -1 to 1; UnsafeContent if there is a safety checker and it refuses.
+
+        Without a checker they are not clamped; a checker's frames went through 8 bits.
+        """
+        video = self.codec.decode(self.codec.from_diffusion(latents.to(self._execution_device).float()))
+        self.maybe_free_model_hooks()
+        if self.safety_checker is None:
+            return video
+        return torch.stack([checked_video(self.safety_checker, clip) for clip in video])
+
+    def encode_prompt(self, texts: Sequence[str | None]) -> Float[Tensor, "B S E"]:
+        """Embeddings of texts; None stands for no text at all, which needs no T5.
+
+        They can be kept and given as `prompt_embeds`. ValueError if a text is given and T5 is not there, or
+        if texts and None come together; UnsafeContent if the safety checker refuses a text.
+        """
+        device = self._execution_device
+        given = [text for text in texts if text is not None]
+        if not given:
+            return no_text(len(texts), self.transformer.config.text_embed_dim, device)
+        if len(given) < len(texts):
+            raise ValueError('give a text for every sample or for none: use "" for an empty one')
+        if self.text_encoder is None or self.tokenizer is None:
+            raise ValueError(
+                "a text was given, but the pipeline has no T5: load google-t5/t5-11b and give it as "
+                "text_encoder= and tokenizer=, give prompt_embeds, or leave the text out"
+            )
+        if self.safety_checker is not None:
+            check_texts(self.safety_checker, given)
+        return encode_texts(given, self.tokenizer, self.text_encoder, device)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Float[Tensor, "B 3 H W"],
+        buffers: Float[Tensor, "B D T h w"],
+        *,
+        prompt: str | None = None,
+        negative_prompt: str | None = None,
+        prompt_embeds: Float[Tensor, "P S E"] | None = None,
+        negative_prompt_embeds: Float[Tensor, "Q R E"] | None = None,
+        guidance: float = 1.0,
+        num_inference_steps: int = 35,
+        augment_sigma: float = AUGMENT_SIGMA,
+        fps: int = FPS,
+        generator: Generators = None,
+        shared_noise: bool = False,
+        on_step: Callable[[int, Tensor], None] | None = None,
+    ) -> Float[Tensor, "B 16 T h w"]:
+        """Latents in diffusion space, float32, as they are stored on disk.
+
+        `image` is the first frame, colours -1 to 1; `buffers` are those of `encode_buffers`. Embeddings, or
+        one prompt for all samples, or neither; the negative ones default to the Cosmos text where T5 encodes
+        and to zeros otherwise. `guidance` is GEN3C's (GuidedDenoiser), 0 runs the network half as often.
+        With a list of generators each sample has its own, and does not depend on its neighbours; a generator
+        on the CPU draws the same for every device. `shared_noise` draws once for all samples, as the official
+        data were made. `on_step(step, latents)` is called after each step. ValueError for sizes that do not
+        fit.
+        """
+        self._check(image, buffers, num_inference_steps, guidance)
+        device, num_samples = self._execution_device, len(image)
+        texts = self._texts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_samples)
+        known = self.encode_video(image[:, :, None])
+        shape = (num_samples, LATENT_CHANNELS, *buffers.shape[2:])
+        initial = self._noise(shape, generator, shared_noise) * self.scheduler.init_noise_sigma
+        known_noise = self._noise(tuple(known.shape), generator, shared_noise)
+        denoiser = GuidedDenoiser(self.transformer, *texts, buffers.to(device), known.shape[2], guidance, fps)
+        self.scheduler.set_timesteps(num_inference_steps)
+        with self.progress_bar(total=num_inference_steps) as bar:
+
+            def count(step: int, latents: Tensor) -> None:
+                bar.update()
+                if on_step is not None:
+                    on_step(step, latents)
+
+            latents = sample(
+                denoiser, self.scheduler.sigmas.tolist(), initial, known, known_noise, augment_sigma, count
+            )
+        self.maybe_free_model_hooks()
+        return latents
+
+    def _noise(self, shape: tuple[int, ...], generator: Generators, is_shared: bool) -> Tensor:
+        """Standard normal float32 noise, drawn for all samples or once."""
+        own = list(generator) if isinstance(generator, Sequence) else generator
+        if is_shared:
+            own = own[0] if isinstance(own, list) else own
+            noise = randn_tensor((1, *shape[1:]), own, self._execution_device, torch.float32)
+            return noise.expand(shape)
+        return randn_tensor(shape, own, self._execution_device, torch.float32)
+
+    def _texts(
+        self,
+        prompt: str | None,
+        negative_prompt: str | None,
+        prompt_embeds: Tensor | None,
+        negative_prompt_embeds: Tensor | None,
+        num_samples: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings [B, S, E] of what is wanted and of what is not, on the device of the network."""
+        if prompt_embeds is None:
+            prompt_embeds = self.encode_prompt([prompt])
+        elif prompt is not None:
+            raise ValueError("give prompt or prompt_embeds, not both")
+        if negative_prompt_embeds is None:
+            if negative_prompt is None and prompt is not None:
+                negative_prompt = _default_negative_prompt()
+            negative_prompt_embeds = self.encode_prompt([negative_prompt])
+        elif negative_prompt is not None:
+            raise ValueError("give negative_prompt or negative_prompt_embeds, not both")
+        device = self._execution_device
+        return (
+            prompt_embeds.to(device).expand(num_samples, -1, -1),
+            negative_prompt_embeds.to(device).expand(num_samples, -1, -1),
+        )
+
+    def _check(self, image: Tensor, buffers: Tensor, num_steps: int, guidance: float) -> None:
+        """ValueError if image and buffers do not belong together, or are no input of this network."""
+        stride, patch = self.vae.config.spatial_compression_ratio, self.transformer.config.patch_size[-1]
+        height, width = image.shape[-2:]
+        if height % (stride * patch) or width % (stride * patch):
+            raise ValueError(
+                f"height and width must be multiples of {stride * patch}, found {height}x{width}: resize the "
+                "image or crop it"
+            )
+        cells = (height // stride, width // stride)
+        expected = (len(image), self.num_buffers * BUFFER_CHANNELS, buffers.shape[2], *cells)
+        if tuple(buffers.shape) != expected:
+            raise ValueError(
+                f"the buffers of {len(image)} image(s) of {height}x{width} must have the shape {expected}, "
+                f"found {tuple(buffers.shape)}: take those that encode_buffers gives for the same images"
+            )
+        largest = list(self.transformer.config.max_size)
+        if any(size > limit for size, limit in zip(expected[2:], largest, strict=True)):
+            raise ValueError(
+                f"the network knows positions of up to {largest} latent frames, rows and columns, found "
+                f"{list(expected[2:])}: make a shorter or smaller video"
+            )
+        if num_steps < 1 or not 0 <= guidance < float("inf"):
+            raise ValueError(
+                f"expected at least 1 step and a finite guidance from 0 on, found {num_steps} and {guidance}"
+            )
+
+
+def _statistics(config: Any) -> LatentStatistics:
+    """The tokenizer's statistics [C, S] from its configuration, where conversion put the official ones."""
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32).view(config.latent_channels, -1)
+        for values in (config.latents_mean, config.latents_std)
+    )
+    return LatentStatistics(mean, std, repeat_last=mean.shape[1] == 1)
+
+
+def _default_negative_prompt() -> str:
+    """NVIDIA's text of what a video should not show."""
+    from diffusers.pipelines.cosmos.pipeline_cosmos_video2world import DEFAULT_NEGATIVE_PROMPT
+
+    return str(DEFAULT_NEGATIVE_PROMPT)
