@@ -14,7 +14,7 @@ h w latent, P and Q texts (B or 1), S and R their tokens, E text channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLCosmos, CosmosTransformer3DModel, EDMEulerScheduler
@@ -61,8 +61,8 @@ class Gen3CPipeline(DiffusionPipeline):
     A safety checker sees prompts before and videos after; without one nothing is checked.
     """
 
-    model_cpu_offload_seq = "text_encoder->transformer->vae"
-    _optional_components: ClassVar[list[str]] = ["text_encoder", "tokenizer", "safety_checker"]
+    model_cpu_offload_seq = "text_encoder->transformer->vae"  # type: ignore[assignment]
+    _optional_components = ["text_encoder", "tokenizer", "safety_checker"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -82,13 +82,15 @@ class Gen3CPipeline(DiffusionPipeline):
             tokenizer=tokenizer,
             safety_checker=safety_checker,
         )
-        if scheduler.config.sigma_data != SIGMA_DATA or scheduler.config.prediction_type != "epsilon":
+        noise = self.scheduler.config
+        if noise.sigma_data != SIGMA_DATA or noise.prediction_type != "epsilon":
             raise ValueError(
                 f"GEN3C's scheduler has sigma_data {SIGMA_DATA} and predicts epsilon, found "
-                f"{scheduler.config.sigma_data} and {scheduler.config.prediction_type}: use gen3c_scheduler()"
+                f"{noise.sigma_data} and {noise.prediction_type}: use gen3c_scheduler()"
             )
-        self.num_buffers = num_buffers_of(transformer.config)
+        self.num_buffers = num_buffers_of(self.transformer.config)
         self._codec: CosmosCodec | None = None
+        self._codec_state: tuple[Any, ...] = ()
 
     @property
     def codec(self) -> CosmosCodec:
