@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Page
 from small_network import options_of_network
 from wall_scenes import write_wall_scenes
 
@@ -72,9 +72,16 @@ def wait_for_port(port: int, process: subprocess.Popen, log: Path) -> None:
     raise AssertionError(f"no viewer after 90 s: {log.read_text()[-3000:]}")
 
 
-def test_viewer_shows_splats_and_controls(browser: Browser, address: str) -> None:
-    """Controls of our panel in the page, and a picture that is neither empty nor of one colour."""
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """An empty page, closed afterwards: it draws without end, on a processor that other tests need."""
     page = browser.new_page(viewport={"width": 1100, "height": 800})
+    yield page
+    page.close()
+
+
+def test_viewer_shows_splats_and_controls(page: Page, address: str) -> None:
+    """Controls of our panel in the page, and a picture that is neither empty nor of one colour."""
     page.goto(address)
     for label in ("Scene", "Trajectory 5", "Keep ratio", "Opacity threshold", "Max scale", "Shown", "Reset"):
         page.get_by_text(label, exact=True).first.wait_for(state="attached", timeout=60_000)
