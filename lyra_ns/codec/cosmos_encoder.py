@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lyra_ns.codec.cosmos_blocks import blocks_of, linear_of, norm_of, pair_of
 from lyra_ns.codec.cosmos_layers import Linear, convolve, normalise
+from lyra_ns.device_memory import free_bytes
 
 LIVE_ACTIVATIONS = 6
 """Activations of the largest size that exist at one time, a convolution's workspace included."""
@@ -101,11 +102,8 @@ class CosmosEncoder:
         return patches.flatten(4)
 
     def _free_bytes(self) -> int:
-        device = self._patch_matrix.device
-        if device.type != "cuda":
-            return CPU_BYTES
-        reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + reusable
+        free = free_bytes(self._patch_matrix.device)
+        return CPU_BYTES if free is None else free
 
 
 def is_still(clip: Float[Tensor, "3 L H W"]) -> bool:
