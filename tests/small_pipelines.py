@@ -1,0 +1,78 @@
+"""Pipelines and language models of the real classes at a size for tests: few channels, random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+LETTERS = list("abcdefghijklmnopqrstuvwxyz ,.")
+
+
+def word_tokenizer(words: Sequence[str], **special_tokens: str) -> Any:
+    """A tokenizer whose tokens are words, without any file: what it does not know is <unk>."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special_tokens = {"unk_token": "<unk>", "pad_token": "<pad>", "eos_token": "</s>"} | special_tokens
+    vocabulary = {word: index for index, word in enumerate([*special_tokens.values(), *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=special_tokens["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special_tokens)
+
+
+def letter_clip_tokenizer() -> Any:
+    """A CLIP tokenizer that knows single letters."""
+    from transformers import CLIPTokenizer
+
+    names = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
+    vocabulary = {name: index for index, name in enumerate(names)}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=16)
+
+
+def small_stable_diffusion() -> Any:
+    """Stable Diffusion with thin layers: pictures of 32 x 32 by default, in latent cells of 8 x 8 pixels."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    tokenizer = letter_clip_tokenizer()
+    text = CLIPTextConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=16,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    autoencoder = AutoencoderKL(
+        block_out_channels=(4, 4, 4, 4),
+        norm_num_groups=2,
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
+    return StableDiffusionPipeline(
+        vae=autoencoder,
+        text_encoder=CLIPTextModel(text).eval(),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=DDIMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
