@@ -1,0 +1,195 @@
+"""What a scene is made from, read and brought to one size: an image, a video, ViPE's output or a prompt.
+
+Shape letters: S frames that were read, H W image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from lyra_ns.cameras import crop_and_resize_intrinsics
+from lyra_ns.data.resizing import resize_rgb
+from lyra_ns.data.video_files import VideoSize
+from lyra_ns.generation import image_files
+from lyra_ns.generation.depth.estimator import intrinsics_of_fov
+from lyra_ns.generation.depth.vipe import ViPEClip, read_vipe, vipe_clips
+from lyra_ns.generation.image_files import check_size, read_image
+from lyra_ns.generation.settings import GenerateSettings
+from lyra_ns.generation.video_frames import SUFFIXES as VIDEO_SUFFIXES
+from lyra_ns.generation.video_frames import read_frames
+
+InputKind = Literal["image", "video", "vipe", "latents", "prompt"]
+FINER = 2
+"""Small clips are warped from a picture of so many times their size, so that splatting does not blur them."""
+FINER_UP_TO = 512
+"""Widest clips, in pixels, that this is done for."""
+
+
+@dataclass(frozen=True)
+class SourceFrames:
+    """The pictures of a scene, cropped to the aspect of the clips and resized."""
+
+    name: str
+    """Name of the scene."""
+    kind: InputKind
+    """What it was read from."""
+    rgb: UInt8[Tensor, "S 3 H W"]
+    """One picture, or the frames of a video; at the size of the clips or a multiple of it."""
+    intrinsics: Float[Tensor, " 4"] | None
+    """fx, fy, cx, cy in pixels of `rgb`; None where nothing says them."""
+    intrinsics_origin: str
+    """Where they come from, in words; empty for None."""
+    given_size: tuple[int, int]
+    """Height and width before the crop."""
+    notes: tuple[str, ...] = ()
+    """What was done to the input, in words for the user."""
+    vipe: ViPEClip | None = None
+    """Cameras, depth and moving things of the frames, if ViPE found them."""
+
+    @property
+    def is_video(self) -> bool:
+        """Whether there is one frame for each frame of a clip, things moving."""
+        return self.kind in ("video", "vipe") and len(self.rgb) > 1
+
+    @property
+    def first(self) -> Float[Tensor, "3 H W"]:
+        """The first picture, colours 0 to 1."""
+        return self.rgb[0].float() / 255
+
+
+def kind_of(path: Path) -> InputKind:
+    """What an input is, by its ending or what its folder holds; FileNotFoundError, ValueError if nothing."""
+    if not path.exists():
+        raise FileNotFoundError(
+            f"input {path} does not exist: give an image, a video, ViPE's output or a folder of latents"
+        )
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        is_vipe = any((path / "pose").glob("*.npz")) and not (path / "latent").is_dir()
+        return "vipe" if is_vipe else "latents"
+    if suffix in image_files.SUFFIXES:
+        return "image"
+    if suffix in VIDEO_SUFFIXES:
+        return "video"
+    if suffix == ".tar":
+        return "latents"
+    raise ValueError(
+        f"input {path} must be an image ({', '.join(image_files.SUFFIXES)}), a video "
+        f"({', '.join(VIDEO_SUFFIXES)}), ViPE's output folder or latents in the official layout, found "
+        f"{suffix or 'no ending'}: convert it"
+    )
+
+
+def read_image_input(path: Path, settings: GenerateSettings, size: VideoSize) -> SourceFrames:
+    """The picture of a file."""
+    image = read_image(path)
+    return image_input(path.stem, "image", image.rgb, settings, size, image.notes, image.focal_share)
+
+
+def image_input(
+    name: str,
+    kind: InputKind,
+    rgb: UInt8[Tensor, "3 H W"],
+    settings: GenerateSettings,
+    size: VideoSize,
+    notes: Sequence[str] = (),
+    focal_share: float | None = None,
+) -> SourceFrames:
+    """A picture that is in memory; `focal_share` is its focal length over its width, where that is known."""
+    return _fitted(name, kind, rgb[None], settings, size, notes, focal_share)
+
+
+def read_video_input(path: Path, settings: GenerateSettings, size: VideoSize) -> SourceFrames:
+    """The frames of a video that a clip needs, or the first of them alone with --first-frame-only."""
+    wanted = 1 if settings.first_frame_only else size.num_frames
+    frames = read_frames(path, wanted, settings.frames_from, settings.fps)
+    check_size(*frames.rgb.shape[-2:], f"video {path}")
+    return _fitted(path.stem, "video", frames.rgb, settings, size, frames.notes, None)
+
+
+def read_vipe_input(root: Path, settings: GenerateSettings, size: VideoSize) -> SourceFrames:
+    """Frames, cameras and depth of a clip of ViPE's output, or of its first frame alone."""
+    if settings.fps is not None:
+        raise ValueError("--fps is for videos; ViPE's frames have poses of their own: leave it out")
+    name = settings.clip or vipe_clips(root)[0]
+    wanted = 1 if settings.first_frame_only else size.num_frames
+    clip = read_vipe(root, name, start=settings.frames_from, num_frames=wanted)
+    given = (clip.cameras.height, clip.cameras.width)
+    check_size(*given, f"ViPE's video {name}")
+    target = finer_size(given, size)
+    clip = clip.resized(*target)
+    notes = (fitting_note(given, target, size),)
+    intrinsics = clip.cameras.intrinsics[0]
+    return SourceFrames(name, "vipe", clip.rgb, intrinsics, "ViPE", given, notes, clip)
+
+
+def _fitted(
+    name: str,
+    kind: InputKind,
+    rgb: UInt8[Tensor, "S 3 H W"],
+    settings: GenerateSettings,
+    size: VideoSize,
+    notes: Sequence[str],
+    focal_share: float | None,
+) -> SourceFrames:
+    given = (rgb.shape[-2], rgb.shape[-1])
+    target = finer_size(given, size)
+    intrinsics, origin = _given_intrinsics(settings, given, focal_share)
+    if intrinsics is not None:
+        intrinsics = crop_and_resize_intrinsics(intrinsics, given, target)
+    notes = (*notes, fitting_note(given, target, size))
+    return SourceFrames(name, kind, resize_rgb(rgb, *target), intrinsics, origin, given, notes)
+
+
+def finer_size(given: tuple[int, int], size: VideoSize) -> tuple[int, int]:
+    """Height and width at which a picture is kept: the clip's, or twice that for small clips of large."""
+    has_enough = given[0] >= FINER * size.height and given[1] >= FINER * size.width
+    times = FINER if has_enough and size.width <= FINER_UP_TO else 1
+    return times * size.height, times * size.width
+
+
+def fitting_note(given: tuple[int, int], target: tuple[int, int], size: VideoSize) -> str:
+    """What crop and resize did, in words; sizes are (height, width)."""
+    ratio = min(given[0] / target[0], given[1] / target[1])
+    kept = (int(target[0] * ratio), int(target[1] * ratio))
+    lost = 1 - kept[0] * kept[1] / (given[0] * given[1])
+    cut = f"cropped in the middle to {kept[1]} x {kept[0]} ({lost:.0%} cut away)" if lost else "not cropped"
+    small = "; it is smaller than the clips and was enlarged" if ratio < 1 else ""
+    clips = f"clips of {size.width} x {size.height}"
+    return f"{given[1]} x {given[0]} (width x height), {cut}, for {clips}{small}"
+
+
+def _given_intrinsics(
+    settings: GenerateSettings, given: tuple[int, int], focal_share: float | None
+) -> tuple[Tensor | None, str]:
+    """fx, fy, cx, cy of the whole picture and their origin: the user's, or the camera's own note."""
+    height, width = given
+    if settings.intrinsics is not None:
+        fx, fy, cx, cy = settings.intrinsics
+        if not (min(fx, fy) > 0 and 0 <= cx <= width and 0 <= cy <= height):
+            raise ValueError(
+                f"expected --intrinsics fx fy cx cy in pixels of the picture ({width} x {height}), found "
+                f"{fx:g} {fy:g} {cx:g} {cy:g}: focal lengths above 0 and a centre inside"
+            )
+        return torch.tensor([fx, fy, cx, cy]), "given as --intrinsics"
+    if settings.fov is not None:
+        return intrinsics_of_fov(settings.fov, height, width), f"given as --fov {settings.fov:g}"
+    if focal_share is not None:
+        focal = focal_share * width
+        intrinsics = torch.tensor([focal, focal, width / 2, height / 2])
+        return intrinsics, "the focal length in the picture's EXIF"
+    return None, ""
+
+
+def masked_out(frames: SourceFrames) -> Bool[Tensor, "S H W"] | None:
+    """Pixels that may be shown at other moments: all (None) but those that move."""
+    if frames.vipe is None or frames.vipe.moving is None or frames.is_video:
+        return None
+    return ~frames.vipe.moving

@@ -1,0 +1,233 @@
+"""A scene before anything is generated: what is known of it as a 3D cache, and the paths to film it along.
+
+Shape letters: V paths, L frames of a clip, S frames of the source, H W image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lyra_ns.cameras import CameraPath, relative_to, stack_cameras
+from lyra_ns.data.resizing import resize_rgb
+from lyra_ns.data.sampling import EVALUATION_ORDER
+from lyra_ns.data.video_files import VideoSize
+from lyra_ns.generation.cache.scene import SceneCache
+from lyra_ns.generation.cache.settings import CacheSettings
+from lyra_ns.generation.camera_files import read_camera_path
+from lyra_ns.generation.camera_paths import (
+    CameraPathConfig,
+    LookAt,
+    PathKind,
+    camera_path,
+    fitted_path,
+    follow,
+    lyra_six,
+)
+from lyra_ns.generation.depth.scene_scale import SceneScale, scene_scale
+from lyra_ns.generation.inputs import SourceFrames, masked_out
+from lyra_ns.generation.scene_depth import SceneDepth
+from lyra_ns.generation.settings import GenerateSettings
+from lyra_ns.trajectories import MOTIONS
+
+OFFICIAL_WIDTH = 1280
+"""Width in pixels for which GEN3C's thresholds are meant."""
+SAME_DRAW = {"down": "up", "counterclockwise": "clockwise"}
+"""Kinds outside Lyra's six are as long as the one of the six that mirrors them."""
+SKY_DEPTH = 100.0
+"""Depth in units of the scene of what an estimator calls infinitely far, as GEN3C has it."""
+
+
+@dataclass(frozen=True)
+class PlannedPath:
+    """One camera path of a scene."""
+
+    name: str
+    """Its kind, or the name of its file."""
+    trajectory: int
+    """Its number on disk."""
+    distance: float | None
+    """Length in units of the centre depth; None for paths from files."""
+    cameras: CameraPath
+    """The path [L], in units of the scene, in the world of the first source camera."""
+
+
+@dataclass(frozen=True)
+class ScenePlan:
+    """All that a teacher needs to make the clips of a scene."""
+
+    name: str
+    """Name of the scene."""
+    frames: SourceFrames
+    """What the scene is made from."""
+    image: Float[Tensor, "3 H W"]
+    """First frame of all clips, 0 to 1."""
+    depth: Float[Tensor, "S h w"]
+    """z-depth of the source in units of the scene, 0 where unknown."""
+    cache: SceneCache
+    """What is known of the scene."""
+    paths: tuple[PlannedPath, ...]
+    """Camera paths, in the order in which decoders read them."""
+    scale: SceneScale
+    """Units of the scene."""
+    found: SceneDepth
+    """Depth as it was found, and the lens."""
+
+    @property
+    def cameras(self) -> CameraPath:
+        """All paths [V, L]."""
+        return stack_cameras([path.cameras for path in self.paths])
+
+    @property
+    def centre(self) -> Float[Tensor, " 3"]:
+        """The point that the named paths turn about."""
+        return torch.tensor([0.0, 0.0, self.scale.centre_depth])
+
+
+def plan_scene(
+    frames: SourceFrames,
+    found: SceneDepth,
+    settings: GenerateSettings,
+    size: VideoSize,
+    look_at: LookAt,
+    device: torch.device | str = "cpu",
+) -> ScenePlan:
+    """The cache of a scene and its paths; the cache lies on `device`, everything else on the CPU.
+
+    FileNotFoundError or ValueError for paths and scales that cannot be used.
+    """
+    scale = scene_scale(
+        found.first,
+        units=settings.depth_units,
+        centre_quantile=settings.centre_quantile,
+        pose_scale=settings.pose_scale,
+        path_depth=None if frames.vipe is None else frames.vipe.depth[0],
+    )
+    depth = found.depth * scale.depth_factor
+    if frames.vipe is None:
+        # An estimator's unknown is sky; ViPE's is a pixel that it did not understand.
+        depth = torch.where(depth > 0, depth, SKY_DEPTH)
+    source = _source_cameras(frames, found, scale)
+    clip_source = source.resized(size.height, size.width)
+    paths = tuple(
+        replace(path, cameras=follow(path.cameras, clip_source))
+        for path in _paths(settings, frames.name, scale, clip_source.intrinsics[0], size, look_at)
+    )
+    image = resize_rgb(frames.rgb[:1], size.height, size.width)[0].float() / 255
+    cache = _cache(frames, depth, source, device)
+    return ScenePlan(frames.name, frames, image, depth, cache, paths, scale, found)
+
+
+def _source_cameras(frames: SourceFrames, found: SceneDepth, scale: SceneScale) -> CameraPath:
+    """Cameras [S] of the source at its size: ViPE's in units of the scene, or all where the world begins."""
+    num_frames = len(frames.rgb)
+    height, width = frames.rgb.shape[-2:]
+    if frames.vipe is not None:
+        cameras = relative_to(frames.vipe.cameras, frames.vipe.cameras.camera_to_world[0])
+        poses = cameras.camera_to_world.clone()
+        poses[:, :3, 3] *= scale.depth_factor
+        return replace(cameras, camera_to_world=poses)
+    return CameraPath(
+        torch.eye(4).repeat(num_frames, 1, 1),
+        found.intrinsics.repeat(num_frames, 1),
+        torch.linspace(0.0, 1.0, num_frames) if num_frames > 1 else torch.zeros(1),
+        height,
+        width,
+    )
+
+
+def _cache(frames: SourceFrames, depth: Tensor, source: CameraPath, device: torch.device | str) -> SceneCache:
+    # GEN3C's thresholds are slopes over five pixels at full size; smaller pictures are steeper per pixel.
+    threshold = min(0.05 * max(1.0, OFFICIAL_WIDTH / source.width), 0.99)
+    settings = CacheSettings(reliability_threshold=threshold, torn_threshold=threshold)
+    rgb = frames.rgb.to(device).float() / 255
+    mask = masked_out(frames)
+    depth, source = depth.to(device), source.to(device)
+    if frames.is_video:
+        return SceneCache.from_video(rgb, depth, source, mask, settings)
+    return SceneCache.from_image(rgb[0], depth[0], source[0], None if mask is None else mask[0], settings)
+
+
+def _paths(
+    settings: GenerateSettings,
+    scene: str,
+    scale: SceneScale,
+    intrinsics: Float[Tensor, " 4"],
+    size: VideoSize,
+    look_at: LookAt,
+) -> list[PlannedPath]:
+    """Paths from the identity: those that were named, or the first of Lyra's six in the decoders' order."""
+    six = lyra_six(settings.seed, scene, distance_factor=settings.distance_factor, look_at=look_at)
+
+    def named(config: CameraPathConfig, number: int) -> PlannedPath:
+        cameras = camera_path(
+            config,
+            centre_depth=scale.centre_depth,
+            num_frames=size.num_frames,
+            intrinsics=intrinsics,
+            height=size.height,
+            width=size.width,
+        )
+        return PlannedPath(config.kind, number, config.distance, cameras)
+
+    if not settings.trajectory:
+        return [named(six[number], number) for number in EVALUATION_ORDER[: settings.num_trajectories]]
+    planned = []
+    for number, word in enumerate(settings.trajectory):
+        if word in MOTIONS:
+            planned.append(named(_config_of(word, six), number))
+        elif Path(word).suffix:
+            planned.append(_from_file(Path(word).expanduser(), number, settings, scale, intrinsics, size))
+        else:
+            raise ValueError(
+                f"expected one of {', '.join(MOTIONS)}, or a .json or .npz file, as --trajectory, found "
+                f"{word!r}"
+            )
+    return in_decoders_order(planned)
+
+
+def in_decoders_order(paths: list[PlannedPath]) -> list[PlannedPath]:
+    """Numbers 5, 0, 1, 2, 3, 4 first and in this order, then the others, as `reconstruct` reads them."""
+    numbers = [path.trajectory for path in paths]
+    usual = [number for number in EVALUATION_ORDER if number in numbers]
+    order = [*usual, *(number for number in numbers if number not in usual)]
+    return [paths[numbers.index(number)] for number in order]
+
+
+def _config_of(kind: str, six: tuple[CameraPathConfig, ...]) -> CameraPathConfig:
+    """A path of this kind, as long as the one of the six that is like it."""
+    like = next((config for config in six if config.kind == SAME_DRAW.get(kind, kind)), None)
+    if like is None:
+        return replace(six[0], kind=cast(PathKind, kind), distance=0.0)
+    return replace(like, kind=cast(PathKind, kind))
+
+
+def _from_file(
+    path: Path,
+    number: int,
+    settings: GenerateSettings,
+    scale: SceneScale,
+    intrinsics: Float[Tensor, " 4"],
+    size: VideoSize,
+) -> PlannedPath:
+    try:
+        cameras = fitted_path(
+            read_camera_path(path),
+            num_frames=size.num_frames,
+            intrinsics=intrinsics,
+            height=size.height,
+            width=size.width,
+            pose_scale=scale.path_factor,
+            length=settings.path_length,
+        )
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        advice = " (--path-length first or resample)" if "frames" in str(error) else ""
+        raise ValueError(f"camera path {path}: {error}{advice}") from error
+    return PlannedPath(path.stem, number, None, cameras)
