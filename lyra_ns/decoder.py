@@ -22,6 +22,7 @@ from lyra_ns.decoder_blocks import GaussianDeconvolution, MambaBlock, PatchEmbed
 from lyra_ns.decoder_config import DecoderConfig, block_kinds
 from lyra_ns.gaussians import NUM_RAW_CHANNELS, Gaussians, gaussians_on_cells
 from lyra_ns.recomputation import choose_policy, run_block
+from lyra_ns.residual_branches import branch_dtype, residual_branches, suits_chain
 from lyra_ns.ssd import choose_scan_backend
 
 __all__ = ["DecoderConfig", "LatentGaussianDecoder", "block_kinds"]
@@ -176,10 +177,19 @@ class LatentGaussianDecoder(nn.Module):
     def trunk(self, tokens: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
         """The tokens after all blocks."""
         num_tokens, scan = math.prod(tokens.shape[:-1]), self.scan.form_on(tokens.device)
-        policy = choose_policy(self.config, num_tokens, tokens.device, scan)
-        for block in self.enc_blocks:
-            tokens = run_block(block, tokens, policy)
-        return tokens
+        if not suits_chain(scan):
+            policy = choose_policy(self.config, num_tokens, tokens.device, scan)
+            for block in self.enc_blocks:
+                tokens = run_block(block, tokens, policy)
+            return tokens
+        from lyra_ns.kernels.added_norm import add_and_norm
+
+        # Here and not in a function, whose caller would keep the first tokens alive through all branches.
+        update = None
+        for norm, branch in residual_branches(self.enc_blocks):
+            tokens, update = add_and_norm(tokens, update, norm, branch_dtype(tokens))
+            update = branch(update)
+        return tokens if update is None else tokens + update
 
     def head(self, tokens: Float[Tensor, "B N E"], latent_shape: torch.Size) -> Float[Tensor, "B G 12"]:
         """Raw channels of the tokens of latents [B, V, C, T, h, w], in the dtype of the weights."""

@@ -16,9 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from lyra_ns import ssd_bidirectional
+from lyra_ns.decoder import LatentGaussianDecoder
 from lyra_ns.decoder_blocks import MambaBlock
 from lyra_ns.decoder_config import DecoderConfig
-from lyra_ns.kernels import convolution, gated_norm, residual_norm
+from lyra_ns.kernels import added_norm, convolution, gated_norm, residual_norm
+from lyra_ns.kernels.choices import chosen
+from lyra_ns.residual_branches import suits_chain
 from lyra_ns.ssd import ScanBackend
 from lyra_ns.ssd_bidirectional import convolve_in_torch, join_in_torch
 
@@ -88,13 +91,50 @@ def compare_branch_norm(batch: int, tokens: int, width: int) -> Errors:
     )
 
 
+def compare_added_norm(norm: nn.RMSNorm | nn.LayerNorm, has_update: bool) -> Errors:
+    """The stream after an addition, and its norm."""
+    nn.init.normal_(norm.weight)
+    if isinstance(norm, nn.LayerNorm):
+        nn.init.normal_(norm.bias)
+    stream, update = torch.randn(2, 2, 7, *norm.normalized_shape).add(0.5)
+    with torch.no_grad():
+        found = added_norm.add_and_norm(stream, update if has_update else None, norm, torch.float32)
+        added = stream + update if has_update else stream
+        expected = added, norm(added)
+    return {f"result {i}": error(*pair) for i, pair in enumerate(zip(found, expected, strict=True))}
+
+
+def pretend_to_be_on_a_gpu() -> None:
+    """The choice of the form knows that kernels need a CUDA device; the interpreter does not."""
+    ScanBackend.form_on = lambda backend, device: backend.on_cpu
+    ssd_bidirectional.suits_forward_kernels = lambda x, write: False
+
+
+def compare_chain() -> Errors:
+    """A trunk of both kinds of blocks as a chain of branches, beside the blocks one after the other."""
+    pretend_to_be_on_a_gpu()
+    config = DecoderConfig(width=16, depth=3, pattern="1M1T", head_dim=8, state_size=4, num_heads=2)
+    decoder = LatentGaussianDecoder(config)
+    for name, parameter in decoder.named_parameters():
+        if "norm" in name:
+            nn.init.normal_(parameter)
+    plain, fused = (ScanBackend(name, name, "as asked") for name in ("chunked", "fused"))
+    tokens, results = torch.randn(2, 5, 16), []
+    for backend in (plain, fused):
+        decoder.scan = backend
+        for block in (decoder.enc_blocks[0], decoder.enc_blocks[2]):
+            block.mamba.scan = backend
+        with torch.no_grad(), chosen(fuse_residuals=True):
+            assert suits_chain(backend.on_cpu) == (backend is fused)
+            results.append(decoder.trunk(tokens))
+    return {"tokens": error(*reversed(results))}
+
+
 def compare_block() -> Errors:
     """A whole block around the kernels, with the state scan in torch, beside the block in torch."""
     config = DecoderConfig(width=16, head_dim=8, state_size=4, num_heads=2)
     backends = {name: ScanBackend(name, name, "as asked") for name in ("fused", "chunked")}
-    # The choice of the form knows that kernels need a CUDA device; the interpreter does not.
-    ScanBackend.form_on = lambda backend, device: backend.on_cpu
-    ssd_bidirectional.suits_forward_kernels = lambda x, write: False
+    pretend_to_be_on_a_gpu()
     plain, fused = (MambaBlock(config, backends[name]) for name in ("chunked", "fused"))
     names = [name for name, _ in plain.named_parameters()]
 
@@ -120,7 +160,14 @@ CASES: dict[str, list[Callable[[], Errors]]] = {
         lambda: compare_gated_norm(3, 8, 5),
     ],
     "branch_norm": [lambda: compare_branch_norm(2, 13, 32), lambda: compare_branch_norm(1, 1, 5)],
+    "added_norm": [
+        lambda: compare_added_norm(nn.RMSNorm(32, eps=1e-5), True),
+        lambda: compare_added_norm(nn.RMSNorm(5, eps=1e-5), False),
+        lambda: compare_added_norm(nn.LayerNorm(12, eps=1e-6), True),
+        lambda: compare_added_norm(nn.LayerNorm(16, eps=1e-6), False),
+    ],
     "block": [compare_block],
+    "chain": [compare_chain],
 }
 
 if __name__ == "__main__":

@@ -12,3 +12,10 @@ def test_norm_equals_torch(name: str, num_numbers: int) -> None:
     for case in kernel_errors(name):
         assert len(case) == num_numbers
         assert max(case.values()) < 1e-5, case
+
+
+@pytest.mark.parametrize("name", ["added_norm", "chain"])
+def test_added_norm_equals_torch(name: str) -> None:
+    """Stream and norm of the fused addition; and a whole trunk that runs as a chain of branches."""
+    for case in kernel_errors(name):
+        assert max(case.values()) < 1e-5, case
