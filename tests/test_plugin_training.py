@@ -15,8 +15,10 @@ from lyra_ns.codec import load_codec
 from lyra_ns.data.gathering import PendingBatch
 from lyra_ns.data.plans import SamplingConfig
 from lyra_ns.method_configs.tiny import lyra_tiny
-from lyra_ns.plugin.batches import BatchSettings, CachedBatches, StreamedBatches, load_scenes
+from lyra_ns.plugin import scene_loading
+from lyra_ns.plugin.batches import BatchSettings, CachedBatches, StreamedBatches
 from lyra_ns.plugin.errors import DataError
+from lyra_ns.plugin.scene_loading import load_scenes
 from lyra_ns.plugin.scenes import SceneLibrary, open_scenes
 from lyra_ns.plugin.trainer import LyraTrainer
 
@@ -99,6 +101,24 @@ def test_unreadable_scenes_are_left_out_of_the_cache(tmp_path: Path) -> None:
     (root / "static/0/latent/wall_1.pkl").write_bytes(b"not a latent")
     with pytest.raises(DataError, match="none of the 2 training scenes can be read"):
         load_scenes(scenes.store, scenes.split.train, SAMPLING, "cpu")
+
+
+def test_processes_load_what_one_process_does(scenes: SceneLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same scenes in the same order."""
+    alone = load_scenes(scenes.store, scenes.split.train, SAMPLING, "cpu")
+    asked = []
+
+    def two(num_scenes: int) -> int:
+        asked.append(num_scenes)
+        return 2
+
+    monkeypatch.setattr(scene_loading, "loading_processes", two)
+    together = load_scenes(scenes.store, scenes.split.train, SAMPLING, "cpu")
+    assert asked == [len(alone)]
+    assert [scene.name for scene in together] == [scene.name for scene in alone]
+    for found, expected in zip(together, alone, strict=True):
+        assert torch.equal(found.input_latents, expected.input_latents)
+        assert torch.equal(found.camera_paths.camera_to_world, expected.camera_paths.camera_to_world)
 
 
 def run_trainer(

@@ -64,7 +64,7 @@ def scene_of(*solids: Solid) -> ProceduralScene:
 
 def camera_from(position: tuple[float, float, float], target: tuple[float, float, float]) -> CameraPath:
     pose = look_at(torch.tensor(position).double(), torch.tensor(target).double())
-    intrinsics = SIZE.intrinsics.double()
+    intrinsics = SIZE.intrinsics(0, "any").double()
     return CameraPath(pose[None], intrinsics[None], torch.zeros(1).double(), SIZE.height, SIZE.width)
 
 
@@ -80,7 +80,7 @@ def test_depth_of_a_sphere_and_a_box_is_the_analytic_one():
     cameras = camera_from((0.0, 0.0, 0.0), (0.0, 0.0, 1.0))
     depth = SceneRenderer(scene_of(ball, wall), dtype=torch.float64).render(cameras).depth[0]
     v, u = torch.meshgrid(torch.arange(64) + 0.5, torch.arange(96) + 0.5, indexing="ij")
-    u, v, focal = u.double(), v.double(), SIZE.intrinsics[0].double()
+    u, v, focal = u.double(), v.double(), SIZE.intrinsics(0, "any")[0].double()
     x, y = (u - 48) / focal, (v - 32) / focal
     a, b, c = x * x + y * y + 1, 0.3 * x - 0.2 * y + 4.0, 0.3**2 + 0.2**2 + 16 - 1
     root = b * b - a * c
@@ -211,6 +211,20 @@ def test_scenes_follow_from_seed_and_number(bank):
     assert first.name == "scene_000007"
     shapes = {solid.shape for index in range(6) for solid in make_scene(0, index, bank).solids}
     assert shapes == set(Shape)
+
+
+def test_each_scene_has_a_focal_length_of_its_own_within_the_range():
+    size = ClipSize(num_frames=9, focal_lengths=(0.5, 2.0))
+    shares = [float(size.intrinsics(0, f"scene_{k}")[0]) / size.width for k in range(200)]
+    assert 0.5 <= min(shares) < 0.55
+    assert 1.8 < max(shares) <= 2.0
+    assert 80 < sum(share < 1 for share in shares) < 120
+    assert size.intrinsics(0, "scene_3").equal(size.intrinsics(0, "scene_3"))
+    paths = scene_cameras(0, "scene_3", 4.0, size)
+    assert all((path.intrinsics == size.intrinsics(0, "scene_3")).all() for path in paths.values())
+    assert float(ClipSize().intrinsics(0, "scene_3")[0]) == pytest.approx(0.9 * 256)
+    with pytest.raises(ValueError, match="focal length"):
+        ClipSize(focal_lengths=(1.0, 0.5))
 
 
 def test_held_out_scenes_see_only_held_out_pictures(bank):

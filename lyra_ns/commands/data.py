@@ -39,6 +39,8 @@ class SampleData:
     """Workers that encode and write; 0 takes one per core."""
     texture_atlas: Path | None = None
     """Textures saved earlier, for a machine without scikit-image."""
+    focal_lengths: tuple[float, float] = (0.9, 0.9)
+    """Shortest and longest focal length, in image widths; each scene has one of its own in between."""
 
     def run(self) -> None:
         """Write the data set and say how to use it."""
@@ -56,6 +58,7 @@ class SampleData:
             device=self.device,
             num_workers=self.num_workers,
             texture_atlas=self.texture_atlas,
+            focal_lengths=self.focal_lengths,
         )
         print(f"Train on it with: ns-train lyra-tiny --data {self.output}")
 

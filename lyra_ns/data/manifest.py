@@ -56,6 +56,8 @@ class Manifest:
     """Versions of the software that wrote it."""
     codec_digest: str = ""
     """Fingerprint of that codec's weights (`VideoLatentSpec.digest`); empty where it is not known."""
+    focal_lengths: list[float] = field(default_factory=lambda: [0.9, 0.9])
+    """Shortest and longest focal length of generated data, in image widths."""
 
 
 def write_manifest(root: Path, manifest: Manifest) -> Path:

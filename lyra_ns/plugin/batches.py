@@ -6,17 +6,14 @@ Either way batch number i of a rank depends on (seed, rank, i) only.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from nerfstudio.utils.rich_utils import CONSOLE
-from rich.progress import track
 from torch.utils.data import DataLoader
 
 from lyra_ns.data.gathering import PendingBatch, gather
-from lyra_ns.data.loaded import LoadedScene, load_scene
+from lyra_ns.data.loaded import LoadedScene
 from lyra_ns.data.plans import (
     ALL_RANKS,
     SamplingConfig,
@@ -25,7 +22,7 @@ from lyra_ns.data.plans import (
     draw_plans,
     scene_order,
 )
-from lyra_ns.plugin.errors import DataError, reading_data
+from lyra_ns.plugin.errors import reading_data
 
 if TYPE_CHECKING:
     from lyra_ns.data.store import LyraStore
@@ -112,36 +109,3 @@ class CachedBatches:
         """Scene number `position` of an endless series of shuffled passes."""
         order = scene_order(position, len(self._scenes), self._settings.seed, self._settings.rank)
         return self._scenes[order[0]]
-
-
-def load_scenes(
-    store: LyraStore, names: list[str], sampling: SamplingConfig, device: torch.device | str
-) -> list[LoadedScene]:
-    """All scenes in memory, latents in half precision; one that cannot be read is named and left out."""
-    needs_rgb = sampling.target_frames == "rgb" or sampling.include_novel_paths or store.is_dynamic
-
-    def load(name: str) -> LoadedScene | str:
-        try:
-            scene = load_scene(
-                store.scene(name),
-                store.novel_clips(name) if sampling.include_novel_paths else None,
-                with_rgb=needs_rgb,
-                with_depth=sampling.with_depth or sampling.warm_start,
-                latent_dtype=torch.float16,
-                spec=store.spec,
-            )
-            return scene.to(device)
-        except (ValueError, OSError) as error:
-            return f"scene {name} is left out: {error}"
-
-    with ThreadPoolExecutor() as pool:
-        results = list(track(pool.map(load, names), "Loading scenes", total=len(names), transient=True))
-    problems = [result for result in results if isinstance(result, str)]
-    for problem in problems:
-        CONSOLE.log(f"lyra: {problem}")
-    scenes = [result for result in results if isinstance(result, LoadedScene)]
-    if not scenes:
-        raise DataError(
-            f"none of the {len(names)} training scenes can be read; the first problem: {problems[0]}"
-        )
-    return scenes

@@ -20,11 +20,12 @@ from torch import nn
 from lyra_ns.data.gathering import PendingBatch
 from lyra_ns.data.plans import SamplingConfig
 from lyra_ns.dataparsers.lyra import LyraDataParser, LyraDataParserConfig
-from lyra_ns.plugin.batches import Batches, BatchSettings, CachedBatches, StreamedBatches, load_scenes
+from lyra_ns.plugin.batches import Batches, BatchSettings, CachedBatches, StreamedBatches
 from lyra_ns.plugin.dataset import ClipDataset
 from lyra_ns.plugin.errors import MISSING_DATA, DataError, reading_data
 from lyra_ns.plugin.held_out import HeldOutViews
 from lyra_ns.plugin.prefetch import PrefetchedBatches
+from lyra_ns.plugin.scene_loading import load_scenes
 from lyra_ns.plugin.scenes import SceneLibrary
 
 EVALUATION_SEED_SHIFT = 1_000_003

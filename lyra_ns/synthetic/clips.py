@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,8 +22,8 @@ from lyra_ns.trajectories import (
     trajectory_path,
 )
 
-FOCAL_SHARE = 0.9
-"""Focal length over image width."""
+USUAL_FOCAL_LENGTHS = (0.9, 0.9)
+"""Shortest and longest focal length of a scene, in image widths."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,23 @@ class ClipSize:
     """Image height in pixels."""
     width: int = 256
     """Image width in pixels."""
+    focal_lengths: tuple[float, float] = USUAL_FOCAL_LENGTHS
+    """Shortest and longest focal length, in image widths; each scene has one of its own in between."""
 
-    @property
-    def intrinsics(self) -> Float[Tensor, " 4"]:
-        """fx, fy, cx, cy in pixels."""
-        focal = FOCAL_SHARE * self.width
+    def __post_init__(self) -> None:
+        """ValueError for focal lengths that no camera has."""
+        shortest, longest = self.focal_lengths
+        if not 0 < shortest <= longest < math.inf:
+            raise ValueError(
+                f"expected a shortest and a longest focal length above 0, in image widths, found {shortest} "
+                f"and {longest}: 0.9 0.9 is usual"
+            )
+
+    def intrinsics(self, seed: int, name: str) -> Float[Tensor, " 4"]:
+        """fx, fy, cx, cy in pixels of the scene called `name`; ratios of focal lengths are drawn evenly."""
+        shortest, longest = self.focal_lengths
+        share = torch.rand((), generator=generator_for("focal length", seed, name), dtype=torch.float64)
+        focal = shortest * (longest / shortest) ** float(share) * self.width
         return torch.tensor([focal, focal, self.width / 2, self.height / 2])
 
 
@@ -71,12 +84,13 @@ def scene_cameras(
     """
     family = "dynamic" if dynamic else "static"
     paths: dict[tuple[str, int], CameraPath] = {}
+    intrinsics = size.intrinsics(seed, name)
     for number in range(len(TRAJECTORIES) * (2 if dynamic else 1)):
         kind = number % len(TRAJECTORIES)
         distance = draw_distance(kind, generator_for("path", seed, name, number))
         path = trajectory_path(
             kind, distance, centre_depth=centre_depth, num_frames=size.num_frames,
-            intrinsics=size.intrinsics, height=size.height, width=size.width,
+            intrinsics=intrinsics, height=size.height, width=size.width,
         )  # fmt: skip
         if number != kind:
             path = replace(path, camera_to_world=path.camera_to_world.flip(0))
@@ -85,7 +99,7 @@ def scene_cameras(
         generator = generator_for("novel path", seed, name, number)
         paths["novel", number] = novel_path(
             number, generator, centre_depth=centre_depth, num_frames=size.num_frames,
-            intrinsics=size.intrinsics, height=size.height, width=size.width,
+            intrinsics=intrinsics, height=size.height, width=size.width,
         )  # fmt: skip
     return paths
 

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lyra_ns.codec import load_codec
 from lyra_ns.data.manifest import Manifest, current_versions, read_manifest, write_manifest
 from lyra_ns.data.writer import write_clip
-from lyra_ns.synthetic.clips import ClipSize, render_clips, scene_cameras
+from lyra_ns.synthetic.clips import USUAL_FOCAL_LENGTHS, ClipSize, render_clips, scene_cameras
 from lyra_ns.synthetic.scenes import make_scene, scene_name
 from lyra_ns.synthetic.textures import TextureBank, load_texture_atlas, packaged_textures
 
@@ -71,17 +71,19 @@ def write_sample_data(
     device: str = "auto",
     num_workers: int = 0,
     texture_atlas: Path | None = None,
+    focal_lengths: tuple[float, float] = USUAL_FOCAL_LENGTHS,
 ) -> Path:
     """Writes procedural scenes with exact depth and poses, and returns the manifest's path.
 
     `num_scenes` scenes for training and `num_held_out` for testing (with textures of their own) along the
-    six GEN3C paths, with latents, and along two held-out paths without. Each worker (0: one per core)
+    six GEN3C paths, with latents, and along two held-out paths without. `focal_lengths` are the shortest and
+    the longest, in image widths, of which each scene has one. Each worker (0: one per core)
     renders, encodes and writes whole scenes, on CUDA too. Equal arguments give equal files for any number
     of workers; on another device pixels may differ by a rounding. Scenes that the manifest of an earlier
     run lists are kept. ValueError if that run had other settings.
     """
     jobs = SceneJobs(
-        Path(output).expanduser(), ClipSize(num_frames, height, width), seed, dynamic, codec,
+        Path(output).expanduser(), ClipSize(num_frames, height, width, focal_lengths), seed, dynamic, codec,
         _device_named(device), texture_atlas,
     )  # fmt: skip
     spec = load_codec(codec).spec
@@ -190,11 +192,14 @@ def _first_manifest(jobs: SceneJobs, codec_digest: str) -> Manifest:
         codec=jobs.codec, num_frames=jobs.size.num_frames, height=jobs.size.height, width=jobs.size.width,
         scenes={}, splits={"train": [], "test": []}, is_dynamic=jobs.dynamic, seed=jobs.seed,
         versions={**current_versions(), "textures": digest}, codec_digest=codec_digest,
+        focal_lengths=list(jobs.size.focal_lengths),
     )  # fmt: skip
     earlier = read_manifest(jobs.root)
     if earlier is None:
         return fresh
-    for key in ("codec", "codec_digest", "num_frames", "height", "width", "is_dynamic", "seed"):
+    for key in (
+        "codec", "codec_digest", "num_frames", "height", "width", "is_dynamic", "seed", "focal_lengths",
+    ):  # fmt: skip
         if getattr(earlier, key) != getattr(fresh, key):
             raise ValueError(
                 f"{jobs.root} was written with {key} = {getattr(earlier, key)}, now {getattr(fresh, key)} is "
