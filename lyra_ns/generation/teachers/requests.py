@@ -15,6 +15,9 @@ from lyra_ns.generation.cache.frames import CachedFrames, check_cameras
 from lyra_ns.generation.cache.scene import SceneCache
 from lyra_ns.generation.teachers.interface import TeacherRequest
 
+Notes = dict[str, str | int | float | bool]
+"""What a record of a clip says about how it was made."""
+
 
 def check_requests(requests: Sequence[TeacherRequest], spec: VideoLatentSpec, needs_cache: bool) -> None:
     """ValueError, naming the clip, for the first request that no clip of the codec can be made of.
@@ -39,8 +42,10 @@ def cache_on(cache: SceneCache, device: torch.device | str) -> SceneCache:
     frames = cache.frames
     if frames.rgb.device == torch.device(device):
         return cache
-    tensors = (values.to(device) for values in (frames.rgb, frames.depth, frames.usable, frames.torn))
-    return replace(cache, frames=CachedFrames(*tensors, frames.cameras.to(device)))
+    rgb, depth, usable, torn = (
+        values.to(device) for values in (frames.rgb, frames.depth, frames.usable, frames.torn)
+    )
+    return replace(cache, frames=CachedFrames(rgb, depth, usable, torn, frames.cameras.to(device)))
 
 
 def _check(request: TeacherRequest, spec: VideoLatentSpec, needs_cache: bool) -> None:

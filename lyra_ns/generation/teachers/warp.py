@@ -203,7 +203,7 @@ def _closest_first(warps: Warps, sources: CameraPath, targets: CameraPath) -> Wa
 
 
 def _without_strays(seen: SeenFrames) -> SeenFrames:
-    """The same without pixels among holes: torn off an edge, they stand anywhere and stain what fills them."""
+    """The same without pixels among holes: torn off an edge, they would stain what fills the holes."""
     around = functional.avg_pool2d(seen.mask.to(seen.rgb.dtype), 3, 1, 1, count_include_pad=False)
     mask = seen.mask & (around > 0.5)
     return SeenFrames(seen.rgb * mask, mask, seen.depth * mask[:, 0])
