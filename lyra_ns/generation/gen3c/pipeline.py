@@ -34,6 +34,8 @@ from lyra_ns.generation.gen3c.transformer import (
     BUFFER_CHANNELS,
     FPS,
     LATENT_CHANNELS,
+    PLAIN,
+    Evaluation,
     GuidedDenoiser,
     num_buffers_of,
 )
@@ -89,6 +91,10 @@ class Gen3CPipeline(DiffusionPipeline):
                 f"{noise.sigma_data} and {noise.prediction_type}: use gen3c_scheduler()"
             )
         self.num_buffers = num_buffers_of(self.transformer.config)
+        self.evaluation: Evaluation = PLAIN
+        """How the network is called: one batch, two processes, predicted steps, or plainly."""
+        self.memory_policy: str | None = None
+        """What `apply_memory_policy` has set up; None for nothing."""
         self._codec: CosmosCodec | None = None
         self._codec_state: tuple[Any, ...] = ()
 
@@ -183,7 +189,11 @@ class Gen3CPipeline(DiffusionPipeline):
         shape = (num_samples, LATENT_CHANNELS, *buffers.shape[2:])
         initial = self._noise(shape, generator, shared_noise) * self.scheduler.init_noise_sigma
         known_noise = self._noise(tuple(known.shape), generator, shared_noise)
-        denoiser = GuidedDenoiser(self.transformer, *texts, buffers.to(device), known.shape[2], guidance, fps)
+        if (cache := self.evaluation.step_cache) is not None:
+            cache.start(num_inference_steps)
+        denoiser = GuidedDenoiser(
+            self.transformer, *texts, buffers.to(device), known.shape[2], guidance, fps, self.evaluation
+        )
         self.scheduler.set_timesteps(num_inference_steps)
         with self.progress_bar(total=num_inference_steps) as bar:
 
@@ -204,8 +214,13 @@ class Gen3CPipeline(DiffusionPipeline):
         if is_shared:
             own = own[0] if isinstance(own, list) else own
             noise = randn_tensor((1, *shape[1:]), own, self._execution_device, torch.float32)
-            return noise.expand(shape)
-        return randn_tensor(shape, own, self._execution_device, torch.float32)
+            return self._agreed(noise).expand(shape)
+        return self._agreed(randn_tensor(shape, own, self._execution_device, torch.float32))
+
+    def _agreed(self, noise: Tensor) -> Tensor:
+        """The same noise on both processes, where two of them make one clip."""
+        halves = self.evaluation.halves
+        return noise if halves is None else halves.agreed(noise)
 
     def _texts(
         self,

@@ -13,11 +13,16 @@ channels.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from lyra_ns.generation.gen3c.parallel import GuidanceHalves
+from lyra_ns.generation.gen3c.step_cache import StepCache
 
 LATENT_CHANNELS = 16
 BUFFER_CHANNELS = 2 * LATENT_CHANNELS
@@ -67,6 +72,26 @@ def num_buffers_of(config: Mapping[str, Any]) -> int:
     return given // BUFFER_CHANNELS
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """How the two views of guidance go through the network; only a step cache changes results."""
+
+    in_one_batch: bool = False
+    """Both views in one call, which holds twice the activations; for small videos, where calls are short."""
+    step_cache: StepCache | None = None
+    """Predicts some evaluations from earlier ones."""
+    halves: GuidanceHalves | None = None
+    """Two processes, each of which computes one view."""
+
+    def __post_init__(self) -> None:
+        if self.in_one_batch and self.halves is not None:
+            raise ValueError("both views cannot go in one batch and on two processes: choose one of them")
+
+
+PLAIN = Evaluation()
+"""One view after the other, every one of them computed here."""
+
+
 class GuidedDenoiser:
     """What the sampler calls: the network's prediction, guided away from its view without 3D buffers.
 
@@ -84,8 +109,10 @@ class GuidedDenoiser:
         num_known: int = 1,
         guidance: float = 1.0,
         fps: int = FPS,
+        evaluation: Evaluation = PLAIN,
     ) -> None:
         self.transformer = transformer
+        self.evaluation = evaluation
         self.guidance = guidance
         self.fps = fps
         dtype = transformer.dtype
@@ -100,13 +127,42 @@ class GuidedDenoiser:
         self, scaled: Float[Tensor, "B 16 T h w"], noise_label: float
     ) -> Float[Tensor, "B 16 T h w"]:
         """The guided prediction in the precision of `scaled`; the network computes in its own."""
-        predicted = self._predict(scaled, noise_label, self._text, self._channels)
         if self.guidance == 0:
-            return predicted
-        negative = self._predict(scaled, noise_label, self._negative_text, self._negative_channels)
+            return self._predict(scaled, noise_label, True)
+        if self.evaluation.in_one_batch and self._text.shape[1:] == self._negative_text.shape[1:]:
+            predicted, negative = self._predict_both(scaled, noise_label)
+        elif (halves := self.evaluation.halves) is not None:
+            predicted, negative = halves.exchange(
+                self._predict(scaled, noise_label, halves.is_conditional).contiguous()
+            )
+        else:
+            predicted = self._predict(scaled, noise_label, True)
+            negative = self._predict(scaled, noise_label, False)
         return predicted + self.guidance * (predicted - negative)
 
-    def _predict(self, scaled: Tensor, noise_label: float, text: Tensor, channels: Tensor) -> Tensor:
+    def _predict(self, scaled: Tensor, noise_label: float, is_conditional: bool) -> Tensor:
+        """One view."""
+        text, channels = (
+            (self._text, self._channels) if is_conditional else (self._negative_text, self._negative_channels)
+        )
+        name = "conditional" if is_conditional else "unconditional"
+        with self._remembering(name, noise_label):
+            return self._call(scaled, noise_label, text, channels)
+
+    def _predict_both(self, scaled: Tensor, noise_label: float) -> tuple[Tensor, Tensor]:
+        """Both views from one call."""
+        text = torch.cat([self._text, self._negative_text])
+        channels = torch.cat([self._channels, self._negative_channels])
+        with self._remembering("both", noise_label):
+            predicted = self._call(torch.cat([scaled, scaled]), noise_label, text, channels)
+        conditional, unconditional = predicted.chunk(2)
+        return conditional, unconditional
+
+    def _remembering(self, branch: str, noise_label: float) -> AbstractContextManager[None]:
+        cache = self.evaluation.step_cache
+        return nullcontext() if cache is None else cache.branch(branch, noise_label)
+
+    def _call(self, scaled: Tensor, noise_label: float, text: Tensor, channels: Tensor) -> Tensor:
         dtype = channels.dtype
         (predicted,) = self.transformer(
             scaled.to(dtype),
