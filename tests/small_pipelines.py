@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from small_gen3c import draw_weights
 
 LETTERS = list("abcdefghijklmnopqrstuvwxyz ,.")
 
@@ -75,4 +76,88 @@ def small_stable_diffusion() -> Any:
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+
+
+def small_wan_vace() -> Any:
+    """Wan VACE with thin layers; every weight drawn, since diffusers leaves the control's at zero."""
+    from diffusers import (
+        AutoencoderKLWan,
+        UniPCMultistepScheduler,
+        WanVACEPipeline,
+        WanVACETransformer3DModel,
+    )
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    torch.manual_seed(0)
+    transformer = WanVACETransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        text_dim=16,
+        freq_dim=16,
+        ffn_dim=16,
+        num_layers=2,
+        rope_max_seq_len=32,
+        vace_layers=[0],
+        vace_in_channels=96,
+    )
+    tokenizer = word_tokenizer(["a", "red", "room", "green", "field"])
+    text = UMT5Config(vocab_size=len(tokenizer), d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    return WanVACEPipeline(
+        tokenizer=tokenizer,
+        text_encoder=UMT5EncoderModel(text).eval(),
+        vae=AutoencoderKLWan(base_dim=3, dim_mult=[1, 1, 1, 1], num_res_blocks=1).eval(),
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+        transformer=draw_weights(transformer, 0.2).eval(),
+    )
+
+
+def small_sana_wm() -> Any:
+    """SANA-WM with thin layers; every weight drawn, since diffusers leaves those of the cameras at zero."""
+    from diffusers import (
+        AutoencoderKLLTX2Video,
+        FlowMatchEulerDiscreteScheduler,
+        SanaWMPipeline,
+        SanaWMTransformer3DModel,
+    )
+    from transformers import Gemma2Config, Gemma2ForCausalLM, GemmaTokenizer
+
+    torch.manual_seed(0)
+    names = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *LETTERS]
+    tokenizer = GemmaTokenizer(vocab={name: index for index, name in enumerate(names)}, merges=[])
+    text = Gemma2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    transformer = SanaWMTransformer3DModel(
+        in_channels=8,
+        num_layers=2,
+        hidden_size=32,
+        num_attention_heads=2,
+        softmax_every_n=2,
+        linear_head_dim=16,
+        caption_channels=16,
+    )
+    autoencoder = AutoencoderKLLTX2Video(
+        latent_channels=8,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 16, 32),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1),
+        spatial_compression_ratio=32,
+        temporal_compression_ratio=8,
+    )
+    return SanaWMPipeline(
+        tokenizer=tokenizer,
+        text_encoder=Gemma2ForCausalLM(text).eval(),
+        vae=autoencoder.eval(),
+        transformer=draw_weights(transformer, 0.1).eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
     )

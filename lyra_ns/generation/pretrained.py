@@ -28,6 +28,28 @@ def diffusers_class(name: str, purpose: str) -> Any:
         ) from error
 
 
+def load_pipeline(
+    class_name: str, location: str, precision: torch.dtype | dict[str, torch.dtype], purpose: str
+) -> Any:
+    """The pipeline of that class of diffusers from a folder or hub id, on the CPU.
+
+    Errors as from `diffusers_class` and `load_pretrained`; ValueError, before the weights are read, if they
+    were saved as a pipeline of another class.
+    """
+    kind = diffusers_class(class_name, purpose)
+    found = load_pretrained(kind.load_config, location, purpose)["_class_name"]
+    if found != class_name:
+        raise ValueError(
+            f"{purpose}: expected the weights of a {class_name} at {location}, found those of a {found}: "
+            "give other weights or choose another model"
+        )
+
+    def load(place: str) -> Any:
+        return kind.from_pretrained(place, torch_dtype=precision)
+
+    return load_pretrained(load, location, purpose)
+
+
 def load_pretrained(
     load: Callable[[str], Loaded], location: str, purpose: str, config_name: str = "model_index.json"
 ) -> Loaded:
