@@ -14,12 +14,14 @@ from lyra_ns.commands.decoder import Convert, FetchLpips
 from lyra_ns.commands.demo import Demo
 from lyra_ns.commands.doctor import Doctor
 from lyra_ns.commands.evaluate import Evaluate, PhotoCheck
+from lyra_ns.commands.make_data import MakeData
 from lyra_ns.commands.reconstruct import Reconstruct
 
 Command = Union[  # noqa: UP007 - tyro reads the Annotated members of a Union
     Annotated[SampleData, tyro.conf.subcommand("sample-data")],
     Annotated[Unpack, tyro.conf.subcommand("unpack")],
     Annotated[CheckData, tyro.conf.subcommand("check-data")],
+    Annotated[MakeData, tyro.conf.subcommand("make-data")],
     Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")],
     Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
     Annotated[PhotoCheck, tyro.conf.subcommand("photo-check")],

@@ -1,0 +1,216 @@
+"""plan.json: which scenes a data set will hold, decided once, so that every run and worker makes the same.
+
+    ROOT/plan.json    settings, their digest, and per scene its source, digest, trajectories and split
+
+A rerun with more sources adds their scenes; a rerun with other settings is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from lyra_ns.data.files import write_whole
+from lyra_ns.data.manifest import FILE_NAME as MANIFEST_NAME
+from lyra_ns.data.pose_order import FIRST_FLIPPED_ID
+from lyra_ns.data.splits import split_scenes
+from lyra_ns.generation.make_data.settings import MakeDataSettings, settings_as_json, settings_digest
+from lyra_ns.generation.make_data.sources import FoundScene, FoundScenes, SourceKind
+
+FORMAT = "lyra_ns plan 1"
+FILE_NAME = "plan.json"
+SHORT_DIGEST = 8
+
+
+@dataclass(frozen=True)
+class PlannedScene:
+    """One scene of the data set."""
+
+    name: str
+    """Its name on disk."""
+    kind: SourceKind
+    """What it is made from."""
+    source: str
+    """File below the input, name of the clip in it, or the prompt itself."""
+    digest: str
+    """Fingerprint of the content, from which its random draws follow."""
+    trajectories: tuple[int, ...]
+    """Numbers of its clips, ascending; from 6 on those of the reversed video."""
+    split: Literal["train", "test"]
+    """What it is for."""
+    prompt: str | None = None
+    """Prompt of its own; None takes that of the settings."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a data set will hold."""
+
+    settings: MakeDataSettings
+    """How its clips are made."""
+    is_dynamic: bool
+    """Whether things move in its scenes."""
+    scenes: dict[str, PlannedScene] = field(default_factory=dict)
+    """Scenes by name."""
+
+    @property
+    def family(self) -> str:
+        """Folder of its clips."""
+        return "dynamic" if self.is_dynamic else "static"
+
+    @property
+    def splits(self) -> dict[str, list[str]]:
+        """Names by split."""
+        return {
+            split: sorted(name for name, scene in self.scenes.items() if scene.split == split)
+            for split in ("train", "test")
+        }
+
+
+def extended_plan(root: Path, settings: MakeDataSettings, found: FoundScenes) -> Plan:
+    """The plan of an earlier run with the scenes of `found` added, or a new one; written to ROOT/plan.json.
+
+    What is planned does not depend on the order of `found`. ValueError if the earlier run had other
+    settings or other kinds of scenes, or if ROOT holds a data set without a plan.
+    """
+    plan = _earlier_plan(root, settings, found.is_dynamic)
+    added = _named(found.scenes, plan.scenes)
+    names = [*plan.scenes, *added]
+    given = {
+        split: sorted({*plan.splits[split], *(name for name in found.splits.get(split, []) if name in added)})
+        for split in ("train", "test")
+    }
+    split = split_scenes(names, settings.seed, settings.test_fraction, given=given)
+    test = set(split.test)
+    scenes = dict(plan.scenes)
+    for name, scene in added.items():
+        scenes[name] = PlannedScene(
+            name=name,
+            kind=scene.kind,
+            source=scene.source,
+            digest=scene.digest,
+            trajectories=scene.trajectories or _trajectories(settings, plan.is_dynamic),
+            split="test" if name in test else "train",
+            prompt=scene.prompt,
+        )
+    plan = replace(plan, scenes=dict(sorted(scenes.items())))
+    write_plan(root, plan)
+    return plan
+
+
+def chosen_scenes(plan: Plan, found: Iterable[FoundScene]) -> list[PlannedScene]:
+    """The planned scenes whose content is among `found`, with the place where it was found now."""
+    here = {scene.digest: scene for scene in found}
+    return [
+        replace(scene, source=here[scene.digest].source)
+        for scene in plan.scenes.values()
+        if scene.digest in here
+    ]
+
+
+def write_plan(root: Path, plan: Plan) -> Path:
+    """Writes ROOT/plan.json whole and returns its path."""
+    content = {
+        "format": FORMAT,
+        "settings_digest": settings_digest(plan.settings),
+        "settings": settings_as_json(plan.settings),
+        "is_dynamic": plan.is_dynamic,
+        "scenes": {
+            name: {key: value for key, value in asdict(scene).items() if key != "name"}
+            for name, scene in plan.scenes.items()
+        },
+    }
+    path = root / FILE_NAME
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
+    return path
+
+
+def _earlier_plan(root: Path, settings: MakeDataSettings, is_dynamic: bool) -> Plan:
+    path = root / FILE_NAME
+    if not path.is_file():
+        _check_free(root)
+        return Plan(settings, is_dynamic)
+    content = _read(path)
+    wanted = settings_as_json(settings)
+    if content["settings_digest"] != settings_digest(settings):
+        raise ValueError(
+            f"{root} was planned with {_differences(content['settings'], wanted)}: give the same options, or "
+            "another output folder"
+        )
+    if content["is_dynamic"] != is_dynamic:
+        kinds = ["still", "moving"]
+        raise ValueError(
+            f"{root} was planned for {kinds[content['is_dynamic']]} scenes, now the input has "
+            f"{kinds[is_dynamic]} ones: take another output folder"
+        )
+    known = {item.name for item in fields(PlannedScene)}
+    scenes = {
+        name: PlannedScene(
+            name=name,
+            **{key: _frozen(value) for key, value in scene.items() if key in known},
+        )
+        for name, scene in content["scenes"].items()
+    }
+    return Plan(settings, is_dynamic, scenes)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+        if content.get("format") != FORMAT:
+            raise ValueError(f"format {content.get('format')!r}")
+        if not {"settings_digest", "settings", "is_dynamic", "scenes"} <= content.keys():
+            raise ValueError("entries are missing")
+        return content
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f"plan {path} must be JSON as `ns-lyra make-data` writes it, found damage ({error}): take "
+            "another output folder"
+        ) from error
+
+
+def _check_free(root: Path) -> None:
+    """ValueError if the folder holds clips that nobody planned."""
+    holds = [name for name in (MANIFEST_NAME, "static", "dynamic", "0") if (root / name).exists()]
+    if holds:
+        raise ValueError(
+            f"output {root} must be empty or a folder of `ns-lyra make-data`, found {', '.join(holds)} "
+            f"without {FILE_NAME}: take another output folder"
+        )
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The settings that changed, in words."""
+    found = [
+        f"{key} = {json.dumps(before.get(key))}, now {json.dumps(now.get(key))}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    return " and ".join(found) or "another version of lyra-ns"
+
+
+def _named(found: Iterable[FoundScene], planned: dict[str, PlannedScene]) -> dict[str, FoundScene]:
+    """New scenes by a name that no other scene has; what has a name twice gets some of its digest."""
+    known = {scene.digest for scene in planned.values()}
+    new = [scene for scene in found if scene.digest not in known]
+    counts: dict[str, int] = dict.fromkeys(planned, 1)
+    for scene in new:
+        counts[scene.name] = counts.get(scene.name, 0) + 1
+    return {
+        scene.name if counts[scene.name] == 1 else f"{scene.name}-{scene.digest[:SHORT_DIGEST]}": scene
+        for scene in new
+    }
+
+
+def _trajectories(settings: MakeDataSettings, is_dynamic: bool) -> tuple[int, ...]:
+    forward = tuple(sorted(settings.trajectories))
+    if not (is_dynamic and settings.flipped):
+        return forward
+    return (*forward, *(FIRST_FLIPPED_ID + number for number in forward))
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

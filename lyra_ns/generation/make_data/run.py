@@ -1,0 +1,281 @@
+"""A run of the data maker: plans, hands out what is missing, keeps manifest and failures up to date."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import monotonic
+
+from lyra_ns.codec.interface import VideoLatentSpec
+from lyra_ns.data.manifest import Manifest, current_versions, write_manifest
+from lyra_ns.generation.make_data.clip_records import codec_of_record, record_path
+from lyra_ns.generation.make_data.failures import Failure, read_failures, update_failures
+from lyra_ns.generation.make_data.jobs import Job, JobResult, Shard, finished_clips, missing_jobs
+from lyra_ns.generation.make_data.leftovers import registered_run
+from lyra_ns.generation.make_data.plan import Plan, PlannedScene, chosen_scenes, extended_plan
+from lyra_ns.generation.make_data.progress import run_progress
+from lyra_ns.generation.make_data.ray_workers import ray_cluster, ray_workers
+from lyra_ns.generation.make_data.scene_inputs import picture_path
+from lyra_ns.generation.make_data.settings import MakeDataSettings
+from lyra_ns.generation.make_data.sources import find_scenes
+from lyra_ns.generation.make_data.stages import ClipStage, PictureStage, Stage
+from lyra_ns.generation.make_data.workers import Worker, local_workers, run_jobs
+
+logger = logging.getLogger(__name__)
+
+MANIFEST_SECONDS = 10.0
+"""Least time between two manifests while clips are coming in."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Who makes the clips; nothing here changes them."""
+
+    num_workers: int = 0
+    """Workers; 0 takes one per GPU, and on the CPU this process alone."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    ray: str | None = None
+    """Address of a Ray cluster, auto for the one of this machine, local to start one here; None: no Ray."""
+    clips_per_job: int = 0
+    """Clips that one worker makes of a scene at a time; 0 takes all."""
+    shard: Shard = field(default_factory=Shard)
+    """Which part of the scenes this run makes."""
+    retry_failed: bool = False
+    """Whether what failed in earlier runs is tried again."""
+
+
+@dataclass(frozen=True)
+class MakeDataReport:
+    """What a run did."""
+
+    root: Path
+    """Folder of the data set."""
+    num_made: int
+    """Clips made by this run."""
+    num_kept: int
+    """Clips that were there."""
+    num_scenes: int
+    """Scenes that are complete now."""
+    num_planned: int
+    """Scenes that the data set will hold."""
+    failures: dict[str, Failure]
+    """What could not be made, by scene."""
+
+    def as_text(self) -> str:
+        """A few lines for the user."""
+        lines = [
+            f"{self.root}: {self.num_made} clips made, {self.num_kept} were there; {self.num_scenes} of "
+            f"{self.num_planned} scenes complete"
+        ]
+        shown = list(self.failures.values())[:8]
+        lines += [f"  {failure.scene}: {failure.message}" for failure in shown]
+        if self.failures:
+            rest = len(self.failures) - len(shown)
+            more = f" (and {rest} more)" if rest else ""
+            lines.append(
+                f"{len(self.failures)} scenes failed{more}, see {self.root / 'failures.json'}; "
+                "--retry-failed tries them again"
+            )
+        return "\n".join(lines)
+
+
+def make_data(
+    source: Path, output: Path, settings: MakeDataSettings, options: RunOptions | None = None
+) -> MakeDataReport:
+    """Makes what is missing of the data set of `source` in `output`, and says what it did.
+
+    Equal settings and sources give equal files, whoever makes them and however often runs are interrupted.
+    What fails is listed and left out. ValueError or FileNotFoundError for input, output, settings or models
+    that cannot be used, and when the disk is full; what was made until then stays.
+    """
+    source, output = Path(source).expanduser(), Path(output).expanduser()
+    options = options or RunOptions()
+    _check_places(source, output)
+    found = find_scenes(source, as_clips=settings.teacher.teacher == "replay")
+    settings = resolved_settings(settings, source)
+    plan = extended_plan(output, settings, found)
+    scenes = [scene for scene in chosen_scenes(plan, found.scenes) if options.shard.holds(scene)]
+    with registered_run(output) as sign_of_life:
+        run = _Run(source, output, plan, options, sign_of_life)
+        return run.make(scenes)
+
+
+def resolved_settings(settings: MakeDataSettings, source: Path) -> MakeDataSettings:
+    """The settings with every `auto` decided, so that all machines do the same.
+
+    Depth `auto` is decided by what this machine has; clips of `replay` are those of the source.
+    """
+    from lyra_ns.generation.depth.choice import why_no_moge
+
+    teacher, depth = settings.teacher, settings.depth
+    if teacher.teacher == "replay":
+        teacher = replace(teacher, clips=source)
+    if depth == "auto":
+        depth = "moge" if why_no_moge() is None else "small"
+    return replace(settings, teacher=teacher, depth=depth)
+
+
+class _Run:
+    """One run's books."""
+
+    def __init__(
+        self, source: Path, root: Path, plan: Plan, options: RunOptions, sign_of_life: Callable[[], None]
+    ) -> None:
+        self.source, self.root, self.plan, self.options = source, root, plan, options
+        self.sign_of_life = sign_of_life
+        self.folder = root / plan.family
+        self.finished = finished_clips(self.folder)
+        self.codec = self._codec_on_disk()
+        self.earlier = read_failures(root)
+        self.num_made = 0
+        self._saved = monotonic()
+
+    def make(self, scenes: Sequence[PlannedScene]) -> MakeDataReport:
+        """Both stages, then the books once more."""
+        num_kept = sum(len(self.finished.get(scene.name, ())) for scene in scenes)
+        if not self.options.retry_failed:
+            skipped = [scene.name for scene in scenes if scene.name in self.earlier]
+            scenes = [scene for scene in scenes if scene.name not in self.earlier]
+            if skipped:
+                logger.info("%d scenes that failed earlier are left out", len(skipped))
+        try:
+            with self._connected():
+                self._make_pictures(scenes)
+                self._make_clips(scenes)
+        finally:
+            self.finished = finished_clips(self.folder)
+            self._save_manifest()
+        complete = sum(self._is_complete(scene) for scene in self.plan.scenes.values())
+        failures = read_failures(self.root)
+        return MakeDataReport(self.root, self.num_made, num_kept, complete, len(self.plan.scenes), failures)
+
+    def _make_pictures(self, scenes: Sequence[PlannedScene]) -> None:
+        """Pictures of prompts that have none yet and still need one."""
+        missing = [
+            Job(scene, ())
+            for scene in scenes
+            if scene.kind == "prompt"
+            and not self._is_complete(scene)
+            and not picture_path(self.root, scene).is_file()
+        ]
+        stage = PictureStage(self.plan.settings, self.root)
+        self._work(stage, missing, "pictures", lambda job: 1)
+
+    def _make_clips(self, scenes: Sequence[PlannedScene]) -> None:
+        failed_now = read_failures(self.root).keys() - self.earlier.keys()
+        scenes = [scene for scene in scenes if scene.name not in failed_now]
+        jobs = list(missing_jobs(scenes, self.finished, self.options.clips_per_job))
+        stage = ClipStage(self.plan.settings, self.source, self.root, self.folder, self.codec)
+        self._work(stage, jobs, "clips", lambda job: len(job.trajectories))
+
+    def _work(self, stage: Stage, jobs: Sequence[Job], what: str, size: Callable[[Job], int]) -> None:
+        if not jobs:
+            return
+        with run_progress(what, sum(size(job) for job in jobs)) as progress:
+            for result in run_jobs(self._workers(stage, len(jobs)), jobs):
+                self._take_note(result)
+                progress.advance(size(result.job), failed=result.failure is not None)
+
+    def _workers(self, stage: Stage, num_jobs: int) -> Sequence[Worker]:
+        from lyra_ns.commands.choices import chosen_device
+
+        if self.options.ray is not None:
+            device = "cpu" if self.options.device == "auto" and not _cluster_has_gpus() else "cuda"
+            device = device if self.options.device == "auto" else self.options.device
+            return ray_workers(stage, self.options.num_workers, device)[:num_jobs]
+        device = str(chosen_device(self.options.device))
+        return local_workers(stage, min(self.options.num_workers, num_jobs), device)[:num_jobs]
+
+    def _connected(self) -> AbstractContextManager[None]:
+        if self.options.ray is None:
+            return nullcontext()
+        return ray_cluster(self.options.ray, self.options.num_workers)
+
+    def _take_note(self, result: JobResult) -> None:
+        """Books one result; ValueError if it ends the run."""
+        scene = result.job.scene
+        if result.is_fatal:
+            raise ValueError(f"{result.failure} (what was made so far stays; run the command again to go on)")
+        if result.failure is not None:
+            before = self.earlier.get(scene.name)
+            attempts = before.attempts + 1 if before else 1
+            numbers = result.job.trajectories or scene.trajectories
+            message = result.failure.replace(scene.digest, scene.name)
+            update_failures(self.root, failed=[Failure(scene.name, numbers, message, attempts)])
+            logger.warning("scene %s: %s", scene.name, message)
+            return
+        self.sign_of_life()
+        if not result.job.trajectories:
+            return
+        self.codec = result.codec
+        self.num_made += len(result.job.trajectories)
+        self.finished.setdefault(scene.name, set()).update(result.job.trajectories)
+        if self._is_complete(scene):
+            update_failures(self.root, made=[scene.name])
+        if monotonic() - self._saved > MANIFEST_SECONDS:
+            self._save_manifest()
+
+    def _is_complete(self, scene: PlannedScene) -> bool:
+        return set(scene.trajectories) <= self.finished.get(scene.name, set())
+
+    def _codec_on_disk(self) -> VideoLatentSpec | None:
+        """Codec of the latents that are there."""
+        for name, numbers in self.finished.items():
+            spec = codec_of_record(record_path(self.folder, name, min(numbers)))
+            if spec is not None:
+                return spec
+        return None
+
+    def _save_manifest(self) -> None:
+        """Writes manifest.json with the scenes that are complete."""
+        self._saved = monotonic()
+        complete = {
+            name: list(scene.trajectories)
+            for name, scene in self.plan.scenes.items()
+            if self._is_complete(scene)
+        }
+        if self.codec is None or not complete:
+            return
+        settings = self.plan.settings
+        manifest = Manifest(
+            codec=self.codec.codec,
+            num_frames=settings.num_frames,
+            height=settings.height,
+            width=settings.width,
+            scenes=complete,
+            splits={
+                split: [name for name in names if name in complete]
+                for split, names in self.plan.splits.items()
+            },
+            is_dynamic=self.plan.is_dynamic,
+            seed=settings.seed,
+            versions={**current_versions(), "teacher": settings.teacher.teacher},
+            codec_digest=self.codec.digest,
+        )
+        write_manifest(self.root, manifest)
+
+
+def _cluster_has_gpus() -> bool:
+    import ray
+
+    return ray.cluster_resources().get("GPU", 0) >= 1
+
+
+def _check_places(source: Path, output: Path) -> None:
+    """ValueError where input and output would get in each other's way, or nothing can be written."""
+    here, there = source.resolve(), output.resolve()
+    if here == there or here in there.parents or there in here.parents:
+        raise ValueError(
+            f"output {output} must lie outside the input {source}, and the input outside it: what is written "
+            "would be read again as input; take another output folder"
+        )
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output {output} must be a folder, found a file: take another name")
+    place = next(folder for folder in (there, *there.parents) if folder.exists())
+    if not os.access(place, os.W_OK):
+        raise ValueError(f"output {output} must be in a folder that can be written to, found {place}")

@@ -1,0 +1,234 @@
+"""The scenes of an input: pictures, videos, ViPE's output, prompts, or clips that have cameras."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lyra_ns.data.files import Source
+from lyra_ns.data.store import LyraClip, LyraStore
+from lyra_ns.generation import image_files, video_frames
+from lyra_ns.generation.depth.vipe import vipe_clips
+from lyra_ns.generation.teachers.clips_on_disk import CAMERA_SUFFIXES, ClipOnDisk, VideoClip, clips_on_disk
+
+logger = logging.getLogger(__name__)
+
+SourceKind = Literal["image", "video", "vipe", "prompt", "clips"]
+MOVING_KINDS: tuple[SourceKind, ...] = ("video", "vipe")
+"""Sources of dynamic scenes; of clips it is the data set that says so."""
+IMAGE_SUFFIXES = image_files.SUFFIXES
+VIDEO_SUFFIXES = video_frames.SUFFIXES
+PROMPT_SUFFIXES = (".txt",)
+DIGEST_DIGITS = 32
+DIGEST_BYTES = 2**23
+"""Of a longer file only so many bytes at either end, and its length, go into the digest."""
+
+
+@dataclass(frozen=True)
+class FoundScene:
+    """One scene of an input, before it is planned."""
+
+    name: str
+    """What the source calls it."""
+    kind: SourceKind
+    """What it is made from."""
+    source: str
+    """File below the input, name of the clip in it, or the prompt itself."""
+    digest: str
+    """Fingerprint of the content, from which all random draws of the scene follow."""
+    prompt: str | None = None
+    """Prompt of its own: the prompt, or the text file beside a picture or video."""
+    trajectories: tuple[int, ...] | None = None
+    """Trajectories that the source itself has; None where the settings choose them."""
+
+
+@dataclass(frozen=True)
+class FoundScenes:
+    """What `find_scenes` found."""
+
+    scenes: list[FoundScene]
+    """Scenes by name."""
+    is_dynamic: bool
+    """Whether things move in them."""
+    splits: dict[str, list[str]]
+    """Splits that the source already decided."""
+
+
+def find_scenes(source: Path, as_clips: bool = False) -> FoundScenes:
+    """The scenes of a folder or a file of prompts, sorted by name; each content once.
+
+    `as_clips` takes videos with camera files, and ViPE's output, for finished clips instead of sources.
+    FileNotFoundError if there is no such path, ValueError if it holds no scene, or still pictures beside
+    videos.
+    """
+    if not source.exists():
+        raise FileNotFoundError(
+            f"input {source} does not exist: give a folder of images or videos, ViPE's output, a data set, "
+            "or a file of prompts"
+        )
+    if as_clips or (source.is_dir() and _is_dataset(source)):
+        return _of_clips(source)
+    if source.is_file():
+        return _of_file(source)
+    if _is_vipe(source):
+        return FoundScenes(_without_doubles(_vipe_scenes(source)), True, {})
+    return _of_folder(source)
+
+
+def file_scene_digest(kind: SourceKind, source: str, root: Path) -> str:
+    """The fingerprint of a scene's content as it is now; FileNotFoundError if a file of it is gone."""
+    if kind == "prompt":
+        return _digest_of_text(source)
+    if kind == "vipe":
+        return _content_digest(_vipe_files(root, source))
+    return _content_digest([root if root.is_file() else root / source])
+
+
+def clips_digest(clips: Iterable[ClipOnDisk]) -> str:
+    """The fingerprint of a scene of finished clips as it is now."""
+    return _content_digest(path for clip in clips for path in _clip_files(clip))
+
+
+def _of_file(path: Path) -> FoundScenes:
+    suffix = path.suffix.lower()
+    if suffix in PROMPT_SUFFIXES:
+        return FoundScenes(_without_doubles(_prompt_scenes(path)), False, {})
+    if suffix not in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES):
+        raise ValueError(
+            f"input {path} must be an image, a video or a file of prompts ({', '.join(PROMPT_SUFFIXES)}), "
+            f"found {suffix or 'no ending'}: rename it, or give its folder"
+        )
+    kind: SourceKind = "image" if suffix in IMAGE_SUFFIXES else "video"
+    return FoundScenes([_file_scene(path, kind)], kind in MOVING_KINDS, {})
+
+
+def _of_folder(folder: Path) -> FoundScenes:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path, folder))
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
+    if images and videos:
+        raise ValueError(
+            f"input {folder} must hold images or videos, found {len(images)} and {len(videos)}: put them in "
+            "folders of their own, since still and moving scenes make data sets of their own"
+        )
+    if not images and not videos:
+        raise ValueError(
+            f"input {folder} must hold images ({', '.join(IMAGE_SUFFIXES)}), videos "
+            f"({', '.join(VIDEO_SUFFIXES)}), ViPE's output or a data set, found {len(files)} other files: "
+            "give another folder"
+        )
+    kind: SourceKind = "image" if images else "video"
+    scenes = (_file_scene(path, kind, folder) for path in images or videos)
+    return FoundScenes(_without_doubles(scenes), kind in MOVING_KINDS, {})
+
+
+def _of_clips(root: Path) -> FoundScenes:
+    by_scene: dict[str, list[ClipOnDisk]] = {}
+    for clip in clips_on_disk(root):
+        by_scene.setdefault(clip.scene, []).append(clip)
+    scenes = [
+        FoundScene(
+            name=_cleaned(name),
+            kind="clips",
+            source=name,
+            digest=clips_digest(clips),
+            trajectories=tuple(clip.trajectory for clip in clips),
+        )
+        for name, clips in sorted(by_scene.items())
+    ]
+    if not _is_dataset(root):
+        return FoundScenes(_without_doubles(scenes), False, {})
+    store = LyraStore(root)
+    return FoundScenes(scenes, store.is_dynamic, dict(store.manifest.splits) if store.manifest else {})
+
+
+def _file_scene(path: Path, kind: SourceKind, folder: Path | None = None) -> FoundScene:
+    source = path.name if folder is None else path.relative_to(folder).as_posix()
+    return FoundScene(_cleaned(path.stem), kind, source, _content_digest([path]), _text_beside(path))
+
+
+def _vipe_scenes(root: Path) -> Iterator[FoundScene]:
+    for name in vipe_clips(root):
+        prompt = _text_beside(root / "rgb" / f"{name}.mp4")
+        yield FoundScene(name, "vipe", name, _content_digest(_vipe_files(root, name)), prompt)
+
+
+def _prompt_scenes(path: Path) -> Iterator[FoundScene]:
+    from lyra_ns.generation.text.prompts import read_prompts
+
+    for prompt in read_prompts(path):
+        words = "_".join(re.findall(r"\w+", prompt.lower())[:6])[:40]
+        digest = _digest_of_text(prompt)
+        yield FoundScene(f"{words or 'prompt'}-{digest[:8]}", "prompt", prompt, digest, prompt)
+
+
+def _without_doubles(scenes: Iterable[FoundScene]) -> list[FoundScene]:
+    """Scenes by name; of several with one content only the first."""
+    kept: dict[str, FoundScene] = {}
+    for scene in sorted(scenes, key=lambda scene: (scene.name, scene.source)):
+        if scene.digest in kept:
+            logger.info("%s has the content of %s: left out", scene.source, kept[scene.digest].source)
+        kept.setdefault(scene.digest, scene)
+    return list(kept.values())
+
+
+def _is_vipe(folder: Path) -> bool:
+    return (folder / "rgb").is_dir() and any((folder / "pose").glob("*.npz"))
+
+
+def _is_dataset(folder: Path) -> bool:
+    candidates = (folder, folder / "static", folder / "dynamic")
+    return any((folder / "0" / "pose").is_dir() for folder in candidates)
+
+
+def _is_hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def _text_beside(path: Path) -> str | None:
+    """The prompt in the text file of the same name."""
+    text = path.with_suffix(".txt")
+    content = text.read_text(encoding="utf-8", errors="replace").strip() if text.is_file() else ""
+    return " ".join(content.split()) or None
+
+
+def _vipe_files(root: Path, name: str) -> list[Path]:
+    kinds = (("pose", ".npz"), ("intrinsics", ".npz"), ("rgb", ".mp4"), ("depth", ".zip"))
+    return [path for kind, suffix in kinds if (path := root / kind / f"{name}{suffix}").is_file()]
+
+
+def _clip_files(clip: ClipOnDisk) -> list[Source]:
+    if isinstance(clip.clip, LyraClip):
+        kinds = ("pose", "intrinsics", "rgb", "latent", "depth")
+        return [clip.clip.path(kind) for kind in kinds if clip.clip.has(kind)]
+    assert isinstance(clip.clip, VideoClip), "there are two kinds of clips on disk"
+    beside = [clip.clip.video.with_suffix(suffix) for suffix in (*CAMERA_SUFFIXES, ".zip")]
+    return [clip.clip.video, *(path for path in beside if path.is_file())]
+
+
+def _cleaned(stem: str) -> str:
+    """A name that is safe in every path."""
+    return re.sub(r"[^\w.\-]+", "_", stem).strip("._") or "scene"
+
+
+def _digest_of_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_DIGITS]
+
+
+def _content_digest(files: Iterable[Source]) -> str:
+    """Fingerprint of what files hold, whatever they are called."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            head = file.read(DIGEST_BYTES)
+            length = file.seek(0, 2)
+            file.seek(max(len(head), length - DIGEST_BYTES))
+            digest.update(f"{length}/".encode())
+            digest.update(head)
+            digest.update(file.read())
+    return digest.hexdigest()[:DIGEST_DIGITS]
