@@ -1,0 +1,271 @@
+"""One call from an image, a video, a prompt or latents to a scene of Gaussians with everything around it.
+
+>>> from lyra_ns.generation.generate import generate
+>>> from lyra_ns.generation.settings import GenerateSettings
+>>> scene = generate(GenerateSettings(input=Path("photo.png"), output=Path("scene")))
+>>> scene.instants[0].gaussians
+
+The same as `ns-lyra generate photo.png -o scene`; settings have the names of its options.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lyra_ns.codec import codec_for
+from lyra_ns.codec.interface import VideoCodec
+from lyra_ns.commands.any_decoder import load_any_decoder
+from lyra_ns.commands.choices import chosen_device
+from lyra_ns.data.video_files import VideoSize
+from lyra_ns.decoder import LatentGaussianDecoder
+from lyra_ns.generation.camera_paths import LookAt
+from lyra_ns.generation.clip_making import load_chosen_teacher, make_clips, teacher_name
+from lyra_ns.generation.decoder_input import (
+    FULL_SIZE,
+    DecoderInput,
+    clips_as_input,
+    encoded_again,
+    is_small,
+    usual_size,
+)
+from lyra_ns.generation.inputs import InputKind, SourceFrames, kind_of
+from lyra_ns.generation.length_unit import LengthUnit, fitted_unit
+from lyra_ns.generation.memory_preview import memory_lines
+from lyra_ns.generation.output_folder import PREVIEW, check_output, whole_folder
+from lyra_ns.generation.outputs import (
+    Instant,
+    write_gaussians,
+    write_latents,
+    write_record,
+    write_sheet,
+    write_video,
+)
+from lyra_ns.generation.preview import write_preview
+from lyra_ns.generation.progress import StageProgress
+from lyra_ns.generation.reading import read_source, stored_input
+from lyra_ns.generation.record import NOTHING_GENERATED, record_of, record_of_result
+from lyra_ns.generation.scene_depth import depth_of_frames
+from lyra_ns.generation.scene_plan import ScenePlan, plan_scene
+from lyra_ns.generation.settings import GenerateSettings
+from lyra_ns.reconstruction import Reconstructor
+from lyra_ns.rendering import RenderSettings
+
+NUM_STAGES = {"make": 7, "preview": 4, "decode": 5}
+"""Stages from pictures, of a dry run, and from latents."""
+
+
+@dataclass(frozen=True)
+class GeneratedScene:
+    """What a run made."""
+
+    folder: Path
+    """Where its files are."""
+    record: dict[str, Any]
+    """What record.json says; of a dry run, what was planned."""
+    instants: tuple[Instant, ...] = ()
+    """The scene at its moments; empty after a dry run."""
+    given: DecoderInput | None = None
+    """Latents and cameras from which it was reconstructed; None after a dry run."""
+
+
+def generate(settings: GenerateSettings, console: Console | None = None) -> GeneratedScene:
+    """The scene that the settings ask for; its files are in the output folder, whole or not at all.
+
+    ValueError, FileNotFoundError, FileExistsError, NotADirectoryError or ModuleNotFoundError, in one
+    sentence, for input and settings of which no scene can be made; nothing is written then.
+    """
+    settings.check()
+    check_output(settings.output, settings.input, settings.overwrite, settings.dry_run)
+    kind: InputKind = "prompt" if settings.input is None else kind_of(settings.input)
+    if kind == "latents" and settings.dry_run:
+        raise ValueError("latents need no preview, their clips are made: leave --dry-run out")
+    if kind == "latents":
+        return _Run(settings, NUM_STAGES["decode"], console).from_latents()
+    if settings.dry_run:
+        return _Run(settings, NUM_STAGES["preview"], console).preview(kind)
+    return _Run(settings, NUM_STAGES["make"], console).from_source(kind)
+
+
+class _Run:
+    """One run: what its stages share."""
+
+    def __init__(self, settings: GenerateSettings, num_stages: int, console: Console | None) -> None:
+        self.settings = settings
+        self.device = chosen_device(settings.device)
+        self.progress = StageProgress(num_stages, self.device, console)
+        with self.progress.stage("decoder read"):
+            self.decoder = load_any_decoder(settings.checkpoint, settings.config).eval()
+        self.size = _clip_size(settings, self.decoder)
+
+    def from_source(self, kind: InputKind) -> GeneratedScene:
+        """The scene of an image, a video, ViPE's output or a prompt."""
+        teacher, codec = load_chosen_teacher(self.settings, self.decoder, self.device)
+        plan = self._plan(kind)
+        with self.progress.stage(f"clips made by {teacher.name}") as on_step:
+            clips = make_clips(teacher, plan, self.settings, on_step)
+        given = clips_as_input(plan.name, plan.paths, clips, teacher.codec, plan.frames.is_video)
+        notes = [clip.notes for clip in clips]
+        del teacher, clips
+        if codec.spec.digest != given.spec.digest:
+            size = usual_size(self.decoder.config)
+            self.progress.say(
+                f"      encoded again for this decoder: {size.num_frames} frames of {size.width} x "
+                f"{size.height}, codec {codec.spec.codec}"
+            )
+            given = encoded_again(given, codec, size, self.device)
+        return self._finish(given, codec, plan, notes)
+
+    def preview(self, kind: InputKind) -> GeneratedScene:
+        """The plan of a scene, in pictures."""
+        plan = self._plan(kind)
+        is_warp = teacher_name(self.settings) == "warp"
+        with (
+            whole_folder(self.settings.output / PREVIEW) as folder,
+            self.progress.stage("preview warped and written") as on_step,
+        ):
+            coverages = write_preview(folder, plan, is_warp, on_step)
+        for coverage in coverages:
+            self.progress.say(f"      {coverage}")
+        for line in memory_lines(self.settings, self.decoder, self.size, len(plan.paths), self.device):
+            self.progress.say(f"      {line}")
+        self.progress.say(f"{self.settings.output / PREVIEW}: nothing was generated, this is a dry run")
+        record = record_of(self.settings, self.size, plan)
+        return GeneratedScene(self.settings.output / PREVIEW, record)
+
+    def from_latents(self) -> GeneratedScene:
+        """The scene of latents that are there already."""
+        with self.progress.stage("latents read"):
+            given = stored_input(self.settings)
+        codec = codec_for(given.spec, self.device, self.settings.codec)
+        return self._finish(given, codec, None, [])
+
+    def _plan(self, kind: InputKind) -> ScenePlan:
+        progress, settings = self.progress, self.settings
+        with progress.stage("input read"):
+            frames = read_source(kind, settings, self.size, self.device)
+        for note in frames.notes:
+            progress.say(f"      {note}")
+        self._check_motion(frames)
+        with progress.stage("depth found") as on_step:
+            found = depth_of_frames(frames, settings.depth, self.device, on_step)
+            plan = plan_scene(frames, found, settings, self.size, _look_at(settings), self.device)
+        scale = plan.scale
+        progress.say(f"      depth: {found.reason}")
+        progress.say(f"      lens: {found.intrinsics_origin}")
+        progress.say(
+            f"      units: depth times {scale.depth_factor:.4g}, paths turn about {scale.centre_depth:.3g}; "
+            f"a unit of path files is {scale.path_factor:.4g} ({scale.pose_scale_origin})"
+        )
+        return plan
+
+    def _check_motion(self, frames: SourceFrames) -> None:
+        if frames.is_video and not self.decoder.config.use_time:
+            raise ValueError(
+                f"input {self.settings.input} is a video, and the decoder {self.settings.checkpoint} is "
+                "static: it knows no motion; give a dynamic decoder (--checkpoint, --config lyra-dynamic), or "
+                "take one frame with --first-frame-only"
+            )
+
+    def _finish(
+        self, given: DecoderInput, codec: VideoCodec, plan: ScenePlan | None, notes: list[dict[str, Any]]
+    ) -> GeneratedScene:
+        """Reconstruct and write; the folder appears at the end."""
+        settings = self.settings
+        reconstruct = Reconstructor(
+            self.decoder.to(self.device),
+            codec.to(self.device),
+            settings.prune_ratio,
+            settings.plucker_dtype,
+            settings.ray_dtype,
+            "chunked" if settings.memory == "low" else "auto",
+        )
+        drawn = settings.render_settings(reconstruct)
+        with self.progress.stage("Gaussians reconstructed") as on_step:
+            unit = self._unit(reconstruct, given, drawn, plan is not None, on_step)
+            given = given.in_unit(unit.factor)
+            instants = self._instants(reconstruct, given)
+        total = sum(instant.gaussians.num for instant in instants)
+        self.progress.say(f"      {total:,} Gaussians; lengths times {unit.factor:.3g} ({unit.origin})")
+        with whole_folder(settings.output) as folder:
+            with self.progress.stage("pictures rendered") as on_step:
+                write_video(folder / "video.mp4", instants, given, drawn, on_step)
+                title = _clip_title(settings, plan)
+                write_sheet(folder / "contact_sheet.png", instants, given, drawn, title)
+            with self.progress.stage("files written"):
+                write_gaussians(folder, instants, given, drawn)
+                if plan is not None:
+                    write_latents(folder / "latents", given, settings.seed)
+            num_gaussians = [instant.gaussians.num for instant in instants]
+            record = record_of(settings, self.size, plan)
+            record |= record_of_result(given, unit, notes, num_gaussians, settings, self.device)
+            record["seconds"] = {stage.name: round(stage.seconds, 2) for stage in self.progress.meter.stages}
+            write_record(folder / "record.json", record)
+        self._say_end(plan)
+        return GeneratedScene(settings.output, record, instants, given)
+
+    def _unit(
+        self,
+        reconstruct: Reconstructor,
+        given: DecoderInput,
+        drawn: RenderSettings,
+        is_new: bool,
+        on_step: Any,
+    ) -> LengthUnit:
+        """The unit of length; ready latents already have theirs unless one is asked for."""
+        wanted = self.settings.units
+        if wanted == "auto":
+            wanted = "fitted" if is_new and is_small(self.decoder.config) else "scene"
+        if wanted == "scene":
+            return LengthUnit(1.0, "that of the scene", {})
+        if not isinstance(wanted, str):
+            return LengthUnit(float(wanted), "given as --units", {})
+        time = self.settings.times[0] if given.is_dynamic else None
+        return fitted_unit(reconstruct, given.z, given.cameras, list(given.videos), drawn, time, on_step)
+
+    def _instants(self, reconstruct: Reconstructor, given: DecoderInput) -> tuple[Instant, ...]:
+        times: tuple[float | None, ...] = self.settings.times if given.is_dynamic else (None,)
+        return tuple(Instant(time, reconstruct(given.z, given.cameras, time)) for time in times)
+
+    def _say_end(self, plan: ScenePlan | None) -> None:
+        output = self.settings.output
+        if plan is not None and teacher_name(self.settings) == "warp":
+            self.progress.say(f"The clips were {NOTHING_GENERATED}.")
+        self.progress.say(
+            f"{output}: scene.ply, scene.html (open it in a browser), video.mp4, contact_sheet.png, "
+            "record.json"
+        )
+
+
+def _look_at(settings: GenerateSettings) -> LookAt:
+    """GEN3C's poses for GEN3C, exact ones for all others, unless the settings say which."""
+    if settings.look_at != "auto":
+        return settings.look_at
+    return "gen3c" if teacher_name(settings) == "gen3c" else "exact"
+
+
+def _clip_title(settings: GenerateSettings, plan: ScenePlan | None) -> str:
+    """What the clips of the contact sheet are called."""
+    if plan is None:
+        return "stored clip"
+    return "clip (warped)" if teacher_name(settings) == "warp" else f"clip ({teacher_name(settings)})"
+
+
+def _clip_size(settings: GenerateSettings, decoder: LatentGaussianDecoder) -> VideoSize:
+    """Frames, height and width of the clips: as asked for, else as decoder and teacher know them."""
+    usual = FULL_SIZE if teacher_name(settings) == "gen3c" else usual_size(decoder.config)
+    size = VideoSize(
+        settings.num_frames or usual.num_frames,
+        settings.height or usual.height,
+        settings.width or usual.width,
+    )
+    if size.height % 16 or size.width % 16 or min(size.height, size.width) < 16:
+        raise ValueError(
+            f"expected --height and --width in multiples of 16, found {size.height} and {size.width}"
+        )
+    if size.num_frames < 9 or size.num_frames % 8 != 1:
+        raise ValueError(f"expected --num-frames of 8k + 1 (9, 17 ... 121), found {size.num_frames}")
+    return size

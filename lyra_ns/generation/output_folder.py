@@ -1,0 +1,87 @@
+"""The folder of a result: it appears when all of it is done, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PREVIEW = "preview"
+"""Folder of a dry run, which a later run keeps."""
+OWN_NAMES = {
+    "scene.ply",
+    "scene.html",
+    "instants",
+    "video.mp4",
+    "contact_sheet.png",
+    "latents",
+    "record.json",
+    PREVIEW,
+}
+"""What a run writes; nothing else is ever replaced."""
+
+
+def check_output(output: Path, input_path: Path | None, overwrite: bool, is_dry_run: bool) -> None:
+    """Refuse, before anything is computed, a folder that may not be written.
+
+    FileExistsError if it holds something else than a preview and `overwrite` is not given, or if it holds
+    what no run has written; NotADirectoryError if it is a file; ValueError if the input lies in what would
+    be replaced.
+    """
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"output {output} is a file: give the name of a folder")
+    found = sorted(path.name for path in output.iterdir()) if output.exists() else []
+    replaced = {PREVIEW} if is_dry_run else OWN_NAMES
+    foreign = [name for name in found if name not in OWN_NAMES]
+    if foreign and not is_dry_run:
+        raise FileExistsError(
+            f"output {output} holds {', '.join(foreign[:3])}, which this command has not written: give a "
+            "folder that does not exist yet"
+        )
+    if set(found) - {PREVIEW} and not overwrite:
+        raise FileExistsError(
+            f"output {output} is there already and not empty: give another folder, or --overwrite"
+        )
+    if input_path is None:
+        return
+    given = input_path.resolve()
+    if any(given.is_relative_to((output / name).resolve()) for name in replaced if name in found):
+        raise ValueError(f"input {input_path} lies in the output {output}, which would be replaced")
+
+
+@contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """An empty folder beside `output` that takes its place at the end; after an error nothing of it is left.
+
+    A preview that lies in `output` is moved over. Call `check_output` before.
+    """
+    output = Path(os.path.abspath(output))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        _take_place(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _take_place(partial: Path, output: Path) -> None:
+    """Moves the finished folder to its name; what was there is deleted only after that."""
+    if not output.exists():
+        partial.rename(output)
+        return
+    earlier = output.with_name(f".{output.name}.{os.getpid()}.earlier")
+    output.rename(earlier)
+    try:
+        partial.rename(output)
+    except OSError:
+        earlier.rename(output)
+        raise
+    kept = earlier / PREVIEW
+    if kept.is_dir() and not (output / PREVIEW).exists():
+        kept.rename(output / PREVIEW)
+    shutil.rmtree(earlier)

@@ -1,0 +1,73 @@
+"""The input of a run by its kind: pictures to make a scene of, or latents that are there already."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from lyra_ns.commands.reconstruct import chosen_trajectories, open_scene, read_inputs
+from lyra_ns.data.video_files import VideoSize
+from lyra_ns.generation.decoder_input import DecoderInput
+from lyra_ns.generation.inputs import (
+    FINER,
+    InputKind,
+    SourceFrames,
+    image_input,
+    read_image_input,
+    read_video_input,
+    read_vipe_input,
+)
+from lyra_ns.generation.settings import GenerateSettings
+from lyra_ns.trajectories import TRAJECTORIES
+
+NAME_LENGTH = 40
+"""Letters of a prompt that name its scene."""
+
+
+def read_source(
+    kind: InputKind, settings: GenerateSettings, size: VideoSize, device: torch.device
+) -> SourceFrames:
+    """The frames of an input; FileNotFoundError or ValueError say what is wrong with it."""
+    if kind == "prompt":
+        return _made_from_prompt(settings, size, device)
+    assert settings.input is not None
+    if kind == "image":
+        return read_image_input(settings.input, settings, size)
+    if kind == "vipe":
+        return read_vipe_input(settings.input, settings, size)
+    if not (settings.static_camera or settings.first_frame_only):
+        raise ValueError(
+            f"video {settings.input} needs the cameras of its frames: run `vipe infer VIDEO -p lyra -o DIR` "
+            "and give DIR, say that its camera stands still (--static-camera), or take one frame "
+            "(--first-frame-only)"
+        )
+    return read_video_input(settings.input, settings, size)
+
+
+def stored_input(settings: GenerateSettings) -> DecoderInput:
+    """Latents and cameras of a stored scene, and its frames if all clips have them."""
+    assert settings.input is not None
+    scene = open_scene(settings.input, settings.clip)
+    trajectories = chosen_trajectories(scene, None)
+    z, cameras = read_inputs(scene, trajectories)
+    has_frames = all(scene.scene.clips[trajectory].has("rgb") for trajectory in trajectories)
+    frames = range(scene.num_frames)
+    videos = [scene.rgb(trajectory, frames) for trajectory in trajectories] if has_frames else []
+    names = [
+        TRAJECTORIES[trajectory].name if trajectory < len(TRAJECTORIES) else "path"
+        for trajectory in trajectories
+    ]
+    return DecoderInput(
+        scene.name, z, cameras, trajectories, tuple(names), scene.spec, scene.is_dynamic, tuple(videos)
+    )
+
+
+def _made_from_prompt(settings: GenerateSettings, size: VideoSize, device: torch.device) -> SourceFrames:
+    from lyra_ns.generation.text.to_image import load_text_to_image
+
+    assert settings.prompt is not None
+    make = load_text_to_image(settings.text_to_image, device, memory=settings.memory)
+    rgb = make(settings.prompt, FINER * size.height, FINER * size.width, settings.seed)
+    name = re.sub(r"\W+", "_", settings.prompt.lower()).strip("_")[:NAME_LENGTH] or "prompt"
+    return image_input(name, "prompt", rgb, settings, size, (f"made by {settings.text_to_image}",))
