@@ -14,6 +14,7 @@ from lyra_ns.commands.decoder import Convert, FetchLpips
 from lyra_ns.commands.demo import Demo
 from lyra_ns.commands.doctor import Doctor
 from lyra_ns.commands.evaluate import Evaluate, PhotoCheck
+from lyra_ns.commands.generate import Generate
 from lyra_ns.commands.make_data import MakeData
 from lyra_ns.commands.reconstruct import Reconstruct
 
@@ -22,6 +23,7 @@ Command = Union[  # noqa: UP007 - tyro reads the Annotated members of a Union
     Annotated[Unpack, tyro.conf.subcommand("unpack")],
     Annotated[CheckData, tyro.conf.subcommand("check-data")],
     Annotated[MakeData, tyro.conf.subcommand("make-data")],
+    Annotated[Generate, tyro.conf.subcommand("generate")],
     Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")],
     Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
     Annotated[PhotoCheck, tyro.conf.subcommand("photo-check")],

@@ -166,8 +166,8 @@ class _Run:
         if frames.is_video and not self.decoder.config.use_time:
             raise ValueError(
                 f"input {self.settings.input} is a video, and the decoder {self.settings.checkpoint} is "
-                "static: it knows no motion; give a dynamic decoder (--checkpoint, --config lyra-dynamic), or "
-                "take one frame with --first-frame-only"
+                "static: it knows no motion; give a dynamic decoder (--checkpoint, --config lyra-dynamic), "
+                "or take one frame with --first-frame-only"
             )
 
     def _finish(
