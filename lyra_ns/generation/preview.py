@@ -66,7 +66,7 @@ def write_preview(
         seen = warped.mask.float().mean((1, 2, 3))
         coverages.append(Coverage(path, float(seen.mean()), float(seen.min())))
         last = len(shown) - 1
-        rows.append(shown[[0, last // 2, frames[number], last]])
+        rows.append(shown[[0, last // 3, frames[number], last]])
         if on_step:
             on_step(number + 1, len(plan.paths))
     _write_sheet(folder / "sheet.png", plan, torch.stack(rows))
@@ -84,7 +84,7 @@ def _with_grey_holes(warped: WarpedFrames) -> Float[Tensor, "L H W 3"]:
 
 
 def _write_sheet(path: Path, plan: ScenePlan, rows: Float[Tensor, "V 4 H W 3"]) -> None:
-    titles = ("start", "middle", "farthest", "end")
+    titles = ("start", "a third on", "farthest", "end")
     columns = {title: for_sheet(rows[:, place]) for place, title in enumerate(titles)}
     captions = [f"{path.trajectory} {path.name}" for path in plan.paths]
     save_picture(contact_sheet(columns, captions, f"{plan.name}: grey is not known"), path)
