@@ -161,3 +161,21 @@ def small_sana_wm() -> Any:
         transformer=draw_weights(transformer, 0.1).eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
     )
+
+
+def small_language_model(sayings: Sequence[str]) -> tuple[Any, Any]:
+    """A GPT-2 with thin layers that says any of the sayings at random, and its tokenizer."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    tokenizer = word_tokenizer(sayings)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        n_positions=512,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return GPT2LMHeadModel(config).eval(), tokenizer

@@ -109,7 +109,7 @@ def place(pipeline: Any, device: torch.device | str, memory: Memory) -> Any:
         pipeline.enable_model_cpu_offload(device=device)
         return pipeline
     pipeline.enable_sequential_cpu_offload(device=device)
-    vae = getattr(pipeline, "vae", None)
-    if hasattr(vae, "enable_tiling"):
-        vae.enable_tiling()
+    enable_tiling = getattr(getattr(pipeline, "vae", None), "enable_tiling", None)
+    if enable_tiling is not None:
+        enable_tiling()
     return pipeline

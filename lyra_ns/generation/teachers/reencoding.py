@@ -11,7 +11,7 @@ Shape letters: N images, L frames, K frames as made, H W image, h w image as mad
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from lyra_ns.generation.teachers.interface import OnStep, TeacherClip, TeacherRe
 
 FRAMES_AT_ONCE = 8
 """Frames that are resized together: they are float32 meanwhile."""
+Notes = dict[str, str | int | float | bool]
 LARGEST_STRETCH = 1.25
 """Things that much wider or narrower than they are still look like what a model has learnt."""
 
@@ -70,7 +71,7 @@ def reencoded(
     request: TeacherRequest,
     codec: VideoCodec,
     device: torch.device | str,
-    notes: Mapping[str, str | int | float | bool],
+    notes: Notes,
 ) -> TeacherClip:
     """The clip of a request from the frames that a video model made for it, colours 0 to 1, without depth.
 
@@ -88,8 +89,8 @@ def reencoded(
             "the video model made values that are no colours (NaN): try dtype bfloat16 or float32"
         )
     frames = _frames(video[: cameras.shape[0]], cameras.height, cameras.width)
-    size = {"made_height": video.shape[-2], "made_width": video.shape[-1]}
-    return TeacherClip(latents_of_frames(codec, frames, device), frames, None, {**notes, **size})
+    size: Notes = {"made_height": video.shape[-2], "made_width": video.shape[-1]}
+    return TeacherClip(latents_of_frames(codec, frames, device), frames, None, notes | size)
 
 
 def step_counter(on_step: OnStep | None, clip: int, num_clips: int, num_steps: int) -> Callable[..., Any]:

@@ -28,6 +28,7 @@ from lyra_ns.generation.pretrained import Memory, default_dtype, load_pipeline, 
 from lyra_ns.generation.teachers.frames import eight_bits
 from lyra_ns.generation.teachers.interface import OnStep, TeacherClip, TeacherRequest
 from lyra_ns.generation.teachers.reencoding import (
+    Notes,
     check_stretch,
     frames_to_make,
     held,
@@ -130,7 +131,7 @@ class SanaWmTeacher:
             output_type="pt",
             callback_on_step_end=count,
         ).frames
-        notes = {
+        notes: Notes = {
             "teacher": NAME,
             "weights": self.weights,
             "steps": settings.steps,

@@ -29,6 +29,7 @@ from lyra_ns.generation.pretrained import Memory, default_dtype, diffusers_class
 from lyra_ns.generation.teachers.frames import eight_bits
 from lyra_ns.generation.teachers.interface import OnStep, TeacherClip, TeacherRequest
 from lyra_ns.generation.teachers.reencoding import (
+    Notes,
     check_stretch,
     frames_to_make,
     held,
@@ -142,7 +143,7 @@ class WanVaceTeacher:
             output_type="pt",
             callback_on_step_end=count,
         ).frames[0]
-        notes = {
+        notes: Notes = {
             "teacher": NAME,
             "weights": self.weights,
             "steps": settings.steps,
