@@ -113,7 +113,7 @@ def _eight_bit_rgb(image: Image.Image, path: Path, notes: list[str]) -> UInt8[np
         notes.append("16-bit grey brought to 8 bits")
         image = _from_sixteen_bits(image, path)
     if image.has_transparency_data:
-        return np.asarray(_over_white(image, path, notes))
+        return np.array(_over_white(image, path, notes))
     named = {"L": "grey taken as colour", "1": "black and white taken as colour", "CMYK": "CMYK converted"}
     if image.mode in named:
         notes.append(named[image.mode])
