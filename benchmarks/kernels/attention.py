@@ -1,9 +1,10 @@
 """`python -m benchmarks.kernels.attention`: time and error of every form of attention on a CUDA device.
 
 One scene of 8 heads with 64 channels in bfloat16, the case of the decoder. Errors are relative to float32 on
-a sample of rows. `forms` compares the backends, `tiles` the sizes of our kernel's programs, `training`
-forward and backward. Speed barely depends on the values; `--spread` makes scores flat (1), peaked (3) or so
-large that the bound of every row fails (30), which times the slow way of our kernel.
+a sample of rows. `forms` compares the backends, `tiles` the sizes of our kernel's programs, `overlap` the
+kernel that overlaps products and exponentials with the one that does not, `training` forward and backward.
+Speed barely depends on the values; `--spread` makes scores flat (1), peaked (3) or so large that the bound of
+every row fails (30), which times the slow way of our kernel.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from torch import Tensor
 
 from benchmarks.environment import describe_environment
 from benchmarks.full_size.measure import measure
-from lyra_ns.attention import AttentionName, choose_attention_backend
+from lyra_ns.attention import AttentionName, attend_in_triton, choose_attention_backend
 from lyra_ns.kernels.attention import AttentionTiles, attend, attend_in_eight_bits
+from lyra_ns.kernels.choices import chosen
 
 Row = dict[str, Any]
-Part = Literal["forms", "tiles", "training"]
+Part = Literal["forms", "tiles", "overlap", "training"]
 Form = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 NUM_HEADS, HEAD_DIM = 8, 64
@@ -126,6 +128,21 @@ def compare_tiles(num_tokens: int, repeats: int, spread: float) -> list[Row]:
     return rows
 
 
+def compare_overlap(num_tokens: int, repeats: int, spread: float) -> list[Row]:
+    """Rows of our kernel as it is, and of the overlapping one with fewer and more tiles in shared memory."""
+    from lyra_ns.kernels import overlapped_attention
+
+    parts = random_parts(num_tokens, spread)
+    truth = exact_rows(parts)
+    rows = [_shown({"form": "triton", **form_row(attend_in_triton, parts, truth, repeats)})]
+    for num_slots in (4, 6):
+        overlapped_attention.NUM_SLOTS = num_slots
+        with chosen(overlap_attention=True):
+            row = form_row(attend_in_triton, parts, truth, repeats)
+        rows.append(_shown({"form": "overlapped", "slots": num_slots, **row}))
+    return rows
+
+
 def _tiles_row(
     name: str,
     form: Form,
@@ -177,7 +194,12 @@ def main(
         spread: Deviation of queries and keys.
         output: JSON file to write.
     """
-    compare = {"forms": compare_forms, "tiles": compare_tiles, "training": compare_training}
+    compare = {
+        "forms": compare_forms,
+        "tiles": compare_tiles,
+        "overlap": compare_overlap,
+        "training": compare_training,
+    }
     results = {
         part: [row for count in tokens for row in compare[part](count, repeats, spread)] for part in parts
     }

@@ -21,7 +21,7 @@ Shape letters: B scenes, N tokens, H heads, D channels of a head.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -30,9 +30,13 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from lyra_ns.kernels.attention_kernels import attend_tile_kernel, largest_distances_kernel
+from lyra_ns.kernels.choices import CHOICES
 
 HEAD_DIM = 64
 """Channels of a head that the kernels are written for."""
+
+OVERLAPPED_KEYS = 64
+"""Keys of one tile of the kernel in overlapped_attention.py, which takes whole tiles alone."""
 
 _LARGEST_E4M3 = 448.0
 _LOG2_E = 1 / math.log(2)
@@ -122,40 +126,73 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
 def _launch(
     query: Tensor, key: Tensor, value: Tensor, scale: Tensor, centre: Tensor, tiles: AttentionTiles
 ) -> tuple[Tensor, Tensor]:
-    """Both launches; `scale` [B, H] makes products powers of two, `centre` [B, H, D] lies amid the keys."""
-    num_scenes, num_tokens, num_heads, head_dim = query.shape
+    """All launches; `scale` [B, H] makes products powers of two, `centre` [B, H, D] lies amid the keys."""
+    num_scenes, num_tokens, num_heads, _ = query.shape
+    query, key, value = (side_by_side(part) for part in (query, key, value))
     out = torch.empty(query.shape, dtype=value.dtype, device=query.device)
     logsumexp = scale.new_empty(num_scenes, num_heads, num_tokens, 1)
-    grid = (triton.cdiv(num_tokens, tiles.queries), num_heads, num_scenes)
-    marked = torch.empty(num_scenes, num_heads, grid[0], dtype=torch.int32, device=query.device)
-    arguments = (
+    radius = radius_of_keys(key, centre)
+    if CHOICES.overlap_attention and suits_overlap(query, key):
+        from lyra_ns.kernels.overlapped_attention import ROWS, attend_overlapped
+
+        marked = attend_overlapped(query, key, value, scale, centre, radius, out, logsumexp)
+        tiles = replace(tiles, queries=ROWS, query_in_registers=False)
+    else:
+        num_tiles = triton.cdiv(num_tokens, tiles.queries)
+        marked = torch.empty(num_scenes, num_heads, num_tiles, dtype=torch.int32, device=query.device)
+        results = (scale, centre, radius, out, logsumexp, marked)
+        _launch_tiles(query, key, value, *results, tiles, running_maximum=False)
+    _launch_tiles(
+        query, key, value, scale, centre, radius, out, logsumexp, marked, tiles, running_maximum=True
+    )
+    return out, logsumexp
+
+
+def suits_overlap(query: Tensor, key: Tensor) -> bool:
+    """Whether the kernel of overlapped_attention.py takes these tensors: 16 bits, and whole tiles of keys."""
+    return (
+        query.is_cuda and query.dtype == key.dtype == torch.bfloat16 and key.shape[1] % OVERLAPPED_KEYS == 0
+    )
+
+
+def _launch_tiles(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: Tensor,
+    centre: Tensor,
+    radius: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    marked: Tensor,
+    tiles: AttentionTiles,
+    running_maximum: bool,
+) -> None:
+    """Launch the kernel for all tiles, or with the running maximum for marked ones."""
+    num_scenes, num_tokens, num_heads, head_dim = query.shape
+    attend_tile_kernel[(triton.cdiv(num_tokens, tiles.queries), num_heads, num_scenes)](
         _descriptor(query, tiles.queries),
         _descriptor(key, tiles.keys),
         _descriptor(value, tiles.keys),
         scale,
         centre,
-        radius_of_keys(key, centre),
+        radius,
         out,
         logsumexp,
         marked,
         num_tokens,
         num_heads,
+        BLOCK_QUERIES=tiles.queries,
+        BLOCK_KEYS=tiles.keys,
+        HEAD_DIM=head_dim,
+        SUM_COLUMNS=tiles.sum_columns,
+        QUARTERS=0 if running_maximum else tiles.polynomial_quarters,
+        RUNNING_MAXIMUM=running_maximum,
+        HAS_REST=num_tokens % tiles.keys != 0,
+        QUERY_IN_REGISTERS=tiles.query_in_registers and query.dtype == torch.bfloat16,
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
     )
-    for running_maximum in (False, True):
-        attend_tile_kernel[grid](
-            *arguments,
-            BLOCK_QUERIES=tiles.queries,
-            BLOCK_KEYS=tiles.keys,
-            HEAD_DIM=head_dim,
-            SUM_COLUMNS=tiles.sum_columns,
-            QUARTERS=0 if running_maximum else tiles.polynomial_quarters,
-            RUNNING_MAXIMUM=running_maximum,
-            HAS_REST=num_tokens % tiles.keys != 0,
-            QUERY_IN_REGISTERS=tiles.query_in_registers and query.dtype == torch.bfloat16,
-            num_warps=tiles.num_warps,
-            num_stages=tiles.num_stages,
-        )
-    return out, logsumexp
 
 
 def radius_of_keys(key: Float[Tensor, "B N H D"], centre: Float[Tensor, "B H D"]) -> Float[Tensor, "B H"]:
@@ -171,13 +208,17 @@ def radius_of_keys(key: Float[Tensor, "B N H D"], centre: Float[Tensor, "B H D"]
     return distances.amax(2).sqrt()
 
 
-def _descriptor(tensor: Tensor, num_rows: int) -> TensorDescriptor:
-    """Blocks of `num_rows` tokens of one head for the copy engine; tensors that do not suit it are copied."""
-    num_scenes, num_tokens, num_heads, head_dim = tensor.shape
+def side_by_side(tensor: Float[Tensor, "B N H D"]) -> Float[Tensor, "B N H D"]:
+    """The tensor with the channels of all heads of a token side by side, as the copy engine needs them."""
     scene, token, head, channel = tensor.stride()
     bytes_apart = (token * tensor.element_size(), scene * tensor.element_size(), tensor.data_ptr())
-    if head != head_dim or channel != 1 or any(number % 16 for number in bytes_apart):
-        tensor = tensor.contiguous()
-        scene, token = tensor.stride()[:2]
+    if head != tensor.shape[3] or channel != 1 or any(number % 16 for number in bytes_apart):
+        return tensor.contiguous()
+    return tensor
+
+
+def _descriptor(tensor: Tensor, num_rows: int) -> TensorDescriptor:
+    """Blocks of `num_rows` tokens of one head for the copy engine."""
+    num_scenes, num_tokens, num_heads, head_dim = tensor.shape
     shape = [num_scenes, num_tokens, num_heads * head_dim]
-    return TensorDescriptor(tensor, shape, [scene, token, 1], [1, num_rows, head_dim])
+    return TensorDescriptor(tensor, shape, [*tensor.stride()[:2], 1], [1, num_rows, head_dim])

@@ -21,6 +21,9 @@ class KernelChoices:
     fuse_residuals: bool = False
     """Without gradient, add the result of a branch to the stream in the kernel of the next branch's norm
     (residual_branches.py)."""
+    overlap_attention: bool = False
+    """Compute attention with the kernel that multiplies tiles while it takes exponentials of another
+    (overlapped_attention.py), where the number of tokens suits it."""
 
 
 CHOICES = KernelChoices()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lyra_ns import attention
 from lyra_ns.attention import AttentionName, choose_attention_backend
+from lyra_ns.kernels.choices import chosen
 
 pytestmark = pytest.mark.gpu
 
@@ -56,13 +57,15 @@ CASES = {
     "two scenes, odd": lambda: draw(4099, scenes=2),
     "shorter than a tile": lambda: draw(50),
     "peaked": lambda: draw(4096, spread=3.0),
+    "two scenes, odd groups": lambda: draw(64 * 65, scenes=2),
     "large": lambda: draw(4096, spread=8.0),
     "far key": lambda: with_far_key(4096),
 }
 
 
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_kernel_is_as_exact_as_cudnn(case: str) -> None:
+def test_kernel_is_as_exact_as_cudnn(case: str, overlap: bool) -> None:
     """Values as near to float64 as bfloat16 allows, and the log-sum-exp within a rounded weight.
 
     In peaked rows cuDNN is nearer: its shift is the row's maximum, so the largest weight is exactly one, and
@@ -71,7 +74,8 @@ def test_kernel_is_as_exact_as_cudnn(case: str) -> None:
     qkv = CASES[case]()
     truth, logsumexp = expected(qkv)
     parts = qkv.unbind(2)
-    mixed, found = attention.attention_with_logsumexp(*parts)
+    with chosen(overlap_attention=overlap):
+        mixed, found = attention.attention_with_logsumexp(*parts)
     by_cudnn = relative(attention.attend_in_cudnn(*parts), truth)
     assert relative(mixed, truth) < (1.5 if case == "peaked" else 1.1) * by_cudnn + 1e-4
     assert (found.double() - logsumexp).abs().max() < 2.0**-8
@@ -95,6 +99,15 @@ def test_gradients_are_as_exact_as_cudnn(scenes: int, spread: float) -> None:
         errors(attention.attend_in_triton), errors(attention.attend_in_cudnn), strict=True
     ):
         assert ours < (1.4 if spread > 1 else 1.2) * theirs + 1e-4
+
+
+def test_overlapped_kernel_repeats_itself() -> None:
+    """A copy that comes too early or too late would change some of many results."""
+    parts = draw(64 * 301).unbind(2)
+    with chosen(overlap_attention=True):
+        first = attention.attend_in_triton(*parts)
+        assert all(torch.equal(first, attention.attend_in_triton(*parts)) for _ in range(20))
+    assert relative(first, attention.attend_in_triton(*parts).double()) < 2e-3
 
 
 def test_expanded_gradient_is_taken() -> None:

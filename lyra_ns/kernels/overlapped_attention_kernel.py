@@ -1,0 +1,185 @@
+"""The Gluon kernel behind overlapped_attention.py, in which tensor cores never wait for exponentials.
+
+A program holds GROUPS groups of four warps with 64 queries each, and a fifth part that only copies keys and
+values into a ring of slots in shared memory. A group multiplies its queries with the keys of the next tile,
+and the weights of the last tile with its values, while it takes the exponentials of the current one:
+
+    products:      q k(1)  w(0) v(0)  q k(2)  w(1) v(1)  q k(3)  ...
+    exponentials:          exp s(1)           exp s(2)           ...
+
+Gluon and not Triton, whose compiler waits for every product before the first use of anything after it. Scores
+and shifts are in powers of two, as in attention_kernels.py.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="assignment"
+from __future__ import annotations
+
+import math
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_init,
+    warpgroup_mma_wait,
+)
+
+from lyra_ns.kernels.attention_kernels import HEADROOM, LEAST_SUM
+
+LANES = gl.constexpr(8)
+"""Columns of a tile whose weights each thread sums on its own: additions between threads come once, last."""
+
+_LN_2 = gl.constexpr(math.log(2))
+
+
+@gluon.jit
+def _copy_tiles(
+    keys, values, key_slots, value_slots, key_ready, value_ready, key_free, value_free, column, num_tiles
+):
+    """Copy all keys, one tile of zeros behind them, and all values, as slots become free."""
+    NUM_SLOTS: gl.constexpr = key_slots.type.shape[0]
+    KEYS: gl.constexpr = key_slots.type.shape[1]
+    for tile in range(num_tiles + 1):
+        slot = tile % NUM_SLOTS
+        mbarrier.wait(key_free.index(slot), (tile // NUM_SLOTS & 1) ^ 1)
+        mbarrier.expect(key_ready.index(slot), keys.block_type.nbytes)
+        tma.async_copy_global_to_shared(
+            keys, [tile * KEYS, column], key_ready.index(slot), key_slots.index(slot)
+        )
+        if tile > 0:
+            before = tile - 1
+            slot = before % NUM_SLOTS
+            mbarrier.wait(value_free.index(slot), (before // NUM_SLOTS & 1) ^ 1)
+            mbarrier.expect(value_ready.index(slot), values.block_type.nbytes)
+            tma.async_copy_global_to_shared(
+                values, [before * KEYS, column], value_ready.index(slot), value_slots.index(slot)
+            )
+
+
+@gluon.jit
+def _shifts(query_slot, scale, centre, radius, column, LAYOUT: gl.constexpr):
+    """What is subtracted from the scores of each query: their bound, less the headroom."""
+    DIM: gl.constexpr = query_slot.type.shape[1]
+    wide_layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    query = query_slot.load(wide_layout).to(gl.float32)
+    middle = gl.load(centre + column + gl.arange(0, DIM, gl.SliceLayout(0, wide_layout)))
+    bound = gl.sqrt(gl.sum(query * query, 1)) * radius + gl.sum(query * middle[None, :], 1)
+    # Whole numbers, so that a bound that differs in its last bits gives the same weights.
+    return gl.convert_layout(gl.ceil(bound * scale) - HEADROOM, LAYOUT)
+
+
+@gluon.jit
+def _attend_rows(
+    group, query_slots, query_ready, key_slots, value_slots, key_ready, value_ready, key_free, value_free,
+    score_scale, centre, radius, out, logsumexp, marked, num_tokens, num_heads, num_tiles,
+):  # fmt: skip
+    """Attention of one group's queries over all keys."""
+    NUM_SLOTS: gl.constexpr = key_slots.type.shape[0]
+    KEYS: gl.constexpr = key_slots.type.shape[1]
+    GROUPS: gl.constexpr = query_slots.type.shape[0]
+    ROWS: gl.constexpr = query_slots.type.shape[1]
+    DIM: gl.constexpr = query_slots.type.shape[2]
+    score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
+    mixed_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DIM, 16])
+    weight_layout: gl.constexpr = gl.DotOperandLayout(0, mixed_layout, 2)
+    row_layout: gl.constexpr = gl.SliceLayout(1, mixed_layout)
+    head = gl.program_id(1)
+    scale = gl.load(score_scale + head)
+    mbarrier.wait(query_ready, 0)
+    query = query_slots.index(group).load(gl.DotOperandLayout(0, score_layout, 2))
+    shift = _shifts(
+        query_slots.index(group), scale, centre, gl.load(radius + head), head * DIM,
+        gl.SliceLayout(1, score_layout),
+    )  # fmt: skip
+
+    nothing = gl.zeros([ROWS, KEYS], gl.float32, score_layout)
+    total = gl.sum(nothing.reshape([ROWS, KEYS // LANES, LANES]), 1)
+    mixed = warpgroup_mma_init(gl.zeros([ROWS, DIM], gl.float32, mixed_layout))
+    mbarrier.wait(key_ready.index(0), 0)
+    scores = warpgroup_mma(query, key_slots.index(0).permute((1, 0)), nothing, use_acc=False, is_async=True)
+    scores = warpgroup_mma_wait(0, deps=[scores])
+    mbarrier.arrive(key_free.index(0), count=1)
+    powers = scores * scale - shift[:, None]
+    for tile in range(num_tiles):
+        slot = tile % NUM_SLOTS
+        next_slot = (tile + 1) % NUM_SLOTS
+        mbarrier.wait(key_ready.index(next_slot), (tile + 1) // NUM_SLOTS & 1)
+        next_keys = key_slots.index(next_slot).permute((1, 0))
+        scores = warpgroup_mma(query, next_keys, nothing, use_acc=False, is_async=True)
+        weights = gl.exp2(powers)
+        total += gl.sum(weights.reshape([ROWS, KEYS // LANES, LANES]), 1)
+        # The product with the last values reads its weights from registers, which the new ones overwrite:
+        # they pass through the wait, so as not to be rounded before it.
+        mixed, weights = warpgroup_mma_wait(1, deps=[mixed, weights])
+        mbarrier.arrive(value_free.index((tile + NUM_SLOTS - 1) % NUM_SLOTS), count=1, pred=tile > 0)
+        rounded = gl.convert_layout(weights.to(value_slots.dtype), weight_layout)
+        mbarrier.wait(value_ready.index(slot), tile // NUM_SLOTS & 1)
+        mixed = warpgroup_mma(
+            rounded, value_slots.index(slot), warpgroup_mma_init(mixed), use_acc=True, is_async=True
+        )
+        scores = warpgroup_mma_wait(1, deps=[scores])
+        mbarrier.arrive(key_free.index(next_slot), count=1)
+        powers = scores * scale - shift[:, None]
+    mixed = warpgroup_mma_wait(0, deps=[mixed])
+
+    total = gl.convert_layout(gl.sum(total, 1), row_layout)
+    group_of_head = gl.program_id(0) * GROUPS + group
+    rows = group_of_head * ROWS + gl.arange(0, ROWS, row_layout)
+    inside = rows < num_tokens
+    # Written so that NaN fails, too.
+    sound = (total >= LEAST_SUM) & (total < float("inf")) & (gl.max(gl.abs(mixed), 1) < float("inf"))
+    mark = marked + head * gl.cdiv(num_tokens, ROWS) + group_of_head
+    failed = gl.max((inside & (sound == 0)).to(gl.int32), 0)
+    gl.store(mark, failed, mask=group_of_head * ROWS < num_tokens)
+    shift = gl.convert_layout(shift, row_layout)
+    gl.store(logsumexp + head * num_tokens + rows, (shift + gl.log2(total)) * _LN_2, mask=inside)
+    channels = head * DIM + gl.arange(0, DIM, gl.SliceLayout(0, mixed_layout))
+    places = rows.to(gl.int64)[:, None] * (num_heads * DIM) + channels[None, :]
+    gl.store(out + places, (mixed / total[:, None]).to(out.dtype.element_ty), mask=inside[:, None])
+
+
+@gluon.jit
+def attend_overlapped_kernel(
+    queries, keys, values, score_scale, key_centre, key_radius, out, logsumexp, marked, num_tokens, num_heads,
+    num_tiles, NUM_SLOTS: gl.constexpr, REGISTERS: gl.constexpr,
+):  # fmt: skip
+    """Attention of two groups of queries of one head over all keys; marks groups whose bound has failed."""
+    ROWS: gl.constexpr = queries.block_type.shape[0]
+    KEYS: gl.constexpr = keys.block_type.shape[0]
+    DIM: gl.constexpr = queries.block_type.shape[1]
+    query_slots = gl.allocate_shared_memory(queries.dtype, [2, ROWS, DIM], queries.layout)
+    key_slots = gl.allocate_shared_memory(keys.dtype, [NUM_SLOTS, KEYS, DIM], keys.layout)
+    value_slots = gl.allocate_shared_memory(values.dtype, [NUM_SLOTS, KEYS, DIM], values.layout)
+    query_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    key_ready = gl.allocate_shared_memory(gl.int64, [NUM_SLOTS, 1], mbarrier.MBarrierLayout())
+    value_ready = gl.allocate_shared_memory(gl.int64, [NUM_SLOTS, 1], mbarrier.MBarrierLayout())
+    key_free = gl.allocate_shared_memory(gl.int64, [NUM_SLOTS, 1], mbarrier.MBarrierLayout())
+    value_free = gl.allocate_shared_memory(gl.int64, [NUM_SLOTS, 1], mbarrier.MBarrierLayout())
+    mbarrier.init(query_ready, count=1)
+    for slot in gl.static_range(NUM_SLOTS):
+        mbarrier.init(key_ready.index(slot), count=1)
+        mbarrier.init(value_ready.index(slot), count=1)
+        mbarrier.init(key_free.index(slot), count=2)
+        mbarrier.init(value_free.index(slot), count=2)
+    column = gl.program_id(1) * DIM
+    row = gl.program_id(0) * 2 * ROWS
+    mbarrier.expect(query_ready, 2 * queries.block_type.nbytes)
+    for group in gl.static_range(2):
+        tma.async_copy_global_to_shared(
+            queries, [row + group * ROWS, column], query_ready, query_slots.index(group)
+        )
+    slots = (key_slots, value_slots, key_ready, value_ready, key_free, value_free)
+    results = (score_scale, key_centre, key_radius, out, logsumexp, marked, num_tokens, num_heads, num_tiles)
+    # As many registers for the part that copies as for the others: with fewer, the assembler lets no two
+    # products run at once.
+    gl.warp_specialize(
+        [
+            (_attend_rows, (0, query_slots, query_ready) + slots + results),  # noqa: RUF005
+            (_attend_rows, (1, query_slots, query_ready) + slots + results),  # noqa: RUF005
+            (_copy_tiles, (keys, values) + slots + (column, num_tiles)),  # noqa: RUF005
+        ],
+        [4, 1],
+        [REGISTERS, REGISTERS],
+    )
