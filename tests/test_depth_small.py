@@ -46,6 +46,7 @@ from lyra_ns.generation.depth.small_validation import (
 from lyra_ns.synthetic.raycast import SceneRenderer
 from lyra_ns.synthetic.scenes import Lighting, ProceduralScene
 from lyra_ns.synthetic.solids import Material, Solid
+from lyra_ns.synthetic.textures import save_texture_atlas
 
 SMALL = SmallDepthConfig(
     (8, 8, 16, 16, 24), (1, 1, 1, 1), num_heads=2, use_trunk=False, working_pixels=64 * 96
@@ -324,6 +325,17 @@ def test_training_writes_weights_and_goes_on(small_batches: None, tmp_path: Path
     assert more.step == found["steps"]
     stored = load_small_depth("cpu", output).network.head.weight
     torch.testing.assert_close(more.average.head.weight, stored, rtol=1e-2, atol=1e-4)
+
+
+def test_training_takes_an_atlas_where_there_is_no_scikit_image(
+    small_batches: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_texture_atlas(tmp_path / "atlas.safetensors")
+    monkeypatch.setattr(small_data, "packaged_textures", lambda: pytest.fail("the atlas was not used"))
+    output = tmp_path / "weights.safetensors"
+    changes = {"texture_atlas": tmp_path / "atlas.safetensors", "num_validation": 0, "seconds": 0.01}
+    assert train(options(output, **changes)).keys() == {"steps", "seconds"}
+    assert output.is_file()
 
 
 def test_errors_are_those_of_their_definition() -> None:

@@ -21,7 +21,7 @@ from lyra_ns.generation.depth.small_groups import build_groups
 from lyra_ns.generation.depth.small_rendering import render_scenes
 from lyra_ns.generation.depth.small_scenes import SceneDrawer
 from lyra_ns.synthetic.atlas import build_atlas
-from lyra_ns.synthetic.textures import packaged_textures
+from lyra_ns.synthetic.textures import TextureBank, packaged_textures
 
 FARTHEST = 10.0
 """Depths are cut at this many times the median of what is no sky; the sky lies there."""
@@ -47,10 +47,16 @@ class SceneSource:
     """Renders random scenes on one device."""
 
     def __init__(
-        self, device: torch.device | str, seed: int, *, held_out: bool, num_groups: int = 2000
+        self,
+        device: torch.device | str,
+        seed: int,
+        *,
+        held_out: bool,
+        num_groups: int = 2000,
+        bank: TextureBank | None = None,
     ) -> None:
-        """`held_out` takes the pictures of the bank that no training scene shows."""
-        bank = packaged_textures()
+        """`held_out` takes the pictures of the bank (None: the packaged one) that no training scene shows."""
+        bank = bank or packaged_textures()
         textures = bank.indices(held_out, True) + bank.indices(held_out, False)
         groups = build_groups(num_groups, seed)
         self.device = torch.device(device)

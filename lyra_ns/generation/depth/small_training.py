@@ -11,7 +11,7 @@ import json
 import math
 import random
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -25,14 +25,10 @@ from lyra_ns.generation.depth.small_data import DepthBatch, ScenePool, SceneSour
 from lyra_ns.generation.depth.small_network import (
     SmallDepthConfig,
     SmallDepthNetwork,
-    load_small_depth,
     save_small_depth,
 )
-from lyra_ns.generation.depth.small_validation import (
-    errors_on_drawn_scenes,
-    errors_on_photograph,
-    errors_on_sample_scenes,
-)
+from lyra_ns.generation.depth.small_validation import validate
+from lyra_ns.synthetic.textures import load_texture_atlas
 
 GRADIENT_SCALES = (1, 2, 4, 8)
 """Distances in pixels over which differences of log depth are compared."""
@@ -76,8 +72,11 @@ class TrainingOptions:
     """File for the state of the training, written once a minute; one that is there is gone on from."""
     report_every: int = 200
     """Steps between two lines of progress."""
+    texture_atlas: Path | None = None
+    """Pictures as `save_texture_atlas` wrote them, for machines without scikit-image."""
     num_validation: int = 32
-    """Scenes of each kind to validate on."""
+    """Scenes of each kind to validate on; 0 leaves validation (which needs scikit-image) to
+    `python -m lyra_ns.generation.depth.small_validation`."""
     report: Path | None = None
     """File for the validation's numbers, which are printed, too."""
 
@@ -195,7 +194,8 @@ def train(options: TrainingOptions) -> dict[str, Any]:
     training = Training(options)
     started = monotonic()
     # Going on, other scenes are drawn than at the start.
-    source = SceneSource(options.device, seed=options.seed + training.step, held_out=False)
+    bank = load_texture_atlas(options.texture_atlas) if options.texture_atlas else None
+    source = SceneSource(options.device, seed=options.seed + training.step, held_out=False, bank=bank)
     pool = ScenePool(source, options.pool_size, options.image_size, options.rendered_at_once)
     if training.device.type == "cuda":
         torch.cuda.synchronize()
@@ -205,19 +205,8 @@ def train(options: TrainingOptions) -> dict[str, Any]:
     if options.checkpoint:
         training.write(options.checkpoint)
     save_small_depth(training.average, options.output)
-    return {"steps": training.step, "seconds": round(training.elapsed, 1)} | validate(
-        options.output, options.num_validation
-    )
-
-
-def validate(path: Path, count: int) -> dict[str, Any]:
-    """Errors of written weights, computed on the CPU as users without a GPU will."""
-    estimator = load_small_depth("cpu", path)
-    return {
-        "drawn_scenes": asdict(errors_on_drawn_scenes(estimator, count)),
-        "sample_scenes": asdict(errors_on_sample_scenes(estimator, count)),
-        "motorcycle_photograph": asdict(errors_on_photograph(estimator)),
-    }
+    found: dict[str, Any] = {"steps": training.step, "seconds": round(training.elapsed, 1)}
+    return found | (validate(options.output, options.num_validation) if options.num_validation else {})
 
 
 def main() -> None:

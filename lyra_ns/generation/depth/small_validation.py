@@ -5,9 +5,13 @@ Shape letters: H W image.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+import tyro
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -15,6 +19,7 @@ from lyra_ns.cameras import CameraPath
 from lyra_ns.evaluation.stereo_photo import load_stereo_photo
 from lyra_ns.generation.depth.estimator import DepthEstimator
 from lyra_ns.generation.depth.small_data import SceneSource
+from lyra_ns.generation.depth.small_network import load_small_depth
 from lyra_ns.synthetic.clips import ClipSize
 from lyra_ns.synthetic.raycast import SceneRenderer
 from lyra_ns.synthetic.scenes import make_scene
@@ -104,3 +109,20 @@ def errors_on_photograph(estimator: DepthEstimator) -> DepthErrors:
     """Errors on the left photograph of the Motorcycle pair, which nothing is trained on."""
     photo = load_stereo_photo()
     return depth_errors(estimator.predict(photo.left.movedim(-1, 0)).depth.cpu(), photo.depth)
+
+
+def validate(weights: Path | None = None, count: int = 32) -> dict[str, Any]:
+    """Errors of weights (None: those that ship) on `count` scenes of each kind and on the photograph.
+
+    Computed on the CPU, as for users without a GPU.
+    """
+    estimator = load_small_depth("cpu", weights)
+    return {
+        "drawn_scenes": asdict(errors_on_drawn_scenes(estimator, count)),
+        "sample_scenes": asdict(errors_on_sample_scenes(estimator, count)),
+        "motorcycle_photograph": asdict(errors_on_photograph(estimator)),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(tyro.cli(validate), indent=1))
