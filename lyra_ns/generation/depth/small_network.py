@@ -236,4 +236,5 @@ def load_small_depth(device: torch.device | str = "cpu", path: Path | None = Non
 
 def _config_from_json(text: str) -> SmallDepthConfig:
     stored: dict[str, Any] = json.loads(text)
-    return SmallDepthConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()})
+    lists: dict[str, Any] = {key: tuple(value) for key, value in stored.items() if isinstance(value, list)}
+    return SmallDepthConfig(**(stored | lists))
