@@ -19,7 +19,8 @@ from lyra_ns.generation.gen3c.pipeline import Gen3CPipeline, gen3c_scheduler
 from lyra_ns.generation.gen3c.safety import UnsafeContent
 from lyra_ns.generation.teachers import text_embeddings
 from lyra_ns.generation.teachers.chunks import chunk_paths, joined_video
-from lyra_ns.generation.teachers.gen3c import Gen3CSettings, Gen3CTeacher, load_gen3c
+from lyra_ns.generation.teachers.gen3c import Gen3CSettings, Gen3CTeacher
+from lyra_ns.generation.teachers.gen3c_loading import load_gen3c
 from lyra_ns.generation.teachers.interface import CameraVideoTeacher, TeacherRequest
 from lyra_ns.generation.teachers.text_embeddings import TextEmbeddings, encoder_digest
 from lyra_ns.synthetic.draws import generator_for

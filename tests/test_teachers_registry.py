@@ -13,7 +13,7 @@ import torch
 from small_dataset import write_small_dataset
 
 from lyra_ns.generation.depth.estimator import PlaneDepth
-from lyra_ns.generation.teachers import gen3c, sana_wm, wan_vace
+from lyra_ns.generation.teachers import gen3c, gen3c_loading, sana_wm, wan_vace
 from lyra_ns.generation.teachers.registry import TeacherChoice, load_teacher
 from lyra_ns.generation.teachers.replay import ReplayTeacher
 from lyra_ns.generation.teachers.warp import WarpTeacher
@@ -57,7 +57,7 @@ def test_gen3c_gets_what_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
     made = SimpleNamespace()
     monkeypatch.setattr(
-        gen3c, "load_gen3c", lambda *arguments, **named: given.extend([*arguments, named]) or made
+        gen3c_loading, "load_gen3c", lambda *arguments, **named: given.extend([*arguments, named]) or made
     )
     depth = PlaneDepth()
     choice = TeacherChoice(

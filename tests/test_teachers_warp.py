@@ -123,6 +123,21 @@ def test_single_pixels_among_holes_are_holes() -> None:
     assert (seen.video[0, :, 15, 15] > 0).all()
 
 
+def test_the_near_side_of_an_edge_does_not_stain_the_hole_beside_it() -> None:
+    cameras = cameras_at([(0.0, 0.0, 0.0)])
+    depth, rgb = torch.full((HEIGHT, WIDTH), WALL, dtype=torch.float64), two_colours()
+    depth[:, :20], depth[:, 20:32] = BOX, 0
+    rgb[0], rgb[1] = 0, 1
+    rgb[0, :, :20], rgb[1, :, :20] = 1, 0
+    settings = CacheSettings(reliability_threshold=1.0, foreground_masking=False)
+    seen = warped_frames(SceneCache.from_image(rgb, depth, cameras[0], settings=settings), cameras)
+    red, green, _ = seen.video[0].unbind(0)
+    assert not seen.mask[0, 0, :, 20:32].any()
+    assert (red[:, :20] == 255).all()
+    assert (red[:, 22:] < 80).all()
+    assert (green[:, 22:] > 175).all()
+
+
 def test_of_several_views_the_nearest_surface_of_the_closest_camera_is_shown() -> None:
     cameras = cameras_at([(0.0, 0.0, 0.0), (0.4, 0.0, 0.0)])
     red, green = (torch.eye(3, dtype=torch.float64)[k][:, None, None] for k in range(2))
@@ -141,7 +156,11 @@ def test_of_several_views_the_nearest_surface_of_the_closest_camera_is_shown() -
     assert (hidden.video[0, 1][in_front] == 255).all()
 
 
-def test_a_video_is_shown_frame_by_frame_from_the_asked_one() -> None:
+@pytest.mark.parametrize("at_once", [1, 2**21])
+def test_a_video_is_shown_frame_by_frame_from_the_asked_one(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(warp.PIXELS_AT_ONCE, "cpu", at_once)
     cameras = cameras_at([(0.0, 0.0, 0.0)] * 4)
     rgb = torch.stack([picture(seed) for seed in range(4)])
     cache = SceneCache.from_video(rgb, hill().expand(4, -1, -1), cameras)

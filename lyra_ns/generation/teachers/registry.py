@@ -105,7 +105,8 @@ def _replay(choice: TeacherChoice, device: torch.device) -> CameraVideoTeacher:
 def _gen3c(
     choice: TeacherChoice, weights: str, device: torch.device, depth: DepthEstimator | None
 ) -> CameraVideoTeacher:
-    from lyra_ns.generation.teachers.gen3c import Gen3CSettings, load_gen3c
+    from lyra_ns.generation.teachers.gen3c import Gen3CSettings
+    from lyra_ns.generation.teachers.gen3c_loading import load_gen3c
 
     if choice.codec != "auto":
         raise ValueError(
