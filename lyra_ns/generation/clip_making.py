@@ -9,8 +9,7 @@ import torch
 from lyra_ns.codec import load_codec
 from lyra_ns.codec.interface import VideoCodec
 from lyra_ns.decoder import LatentGaussianDecoder
-from lyra_ns.generation.decoder_input import FULL_SIZE, is_small
-from lyra_ns.generation.depth.choice import is_depth_file, load_depth
+from lyra_ns.generation.decoder_input import is_small
 from lyra_ns.generation.scene_plan import ScenePlan
 from lyra_ns.generation.settings import GenerateSettings
 from lyra_ns.generation.teachers.interface import CameraVideoTeacher, TeacherClip, TeacherRequest
@@ -52,11 +51,7 @@ def load_chosen_teacher(
         memory=settings.memory,
         dtype=settings.precision,
     )
-    depth = None
-    if name == "gen3c" and (settings.num_frames or 0) > FULL_SIZE.num_frames:
-        has_estimator = not is_depth_file(settings.depth) and settings.depth != "plane"
-        depth = load_depth(settings.depth if has_estimator else "auto", device).estimator
-    teacher = load_teacher(choice, device, depth)
+    teacher = load_teacher(choice, device)
     return teacher, _fitting_codec(teacher.codec, decoder, device)
 
 

@@ -88,6 +88,15 @@ def clips_as_input(
     )
 
 
+def check_enough_frames(num_frames: int, size: VideoSize) -> None:
+    """ValueError if clips of so many frames cannot be encoded again for a decoder of longer ones."""
+    if num_frames < size.num_frames:
+        raise ValueError(
+            f"expected clips of at least the {size.num_frames} frames that the decoder reads, found "
+            f"{num_frames}: give a larger --num-frames"
+        )
+
+
 def encoded_again(
     given: DecoderInput, codec: VideoCodec, size: VideoSize, device: torch.device | str
 ) -> DecoderInput:
@@ -96,10 +105,7 @@ def encoded_again(
     ValueError if they have fewer frames than asked for.
     """
     num_frames = given.cameras.shape[1]
-    if num_frames < size.num_frames:
-        raise ValueError(
-            f"the decoder reads clips of {size.num_frames} frames, found {num_frames}: make longer ones"
-        )
+    check_enough_frames(num_frames, size)
     frames = torch.linspace(0, num_frames - 1, size.num_frames).round().long()
     cameras = resize_cameras(given.cameras[:, frames], size.height, size.width)
     times = torch.linspace(0.0, 1.0, size.num_frames).expand(cameras.shape)

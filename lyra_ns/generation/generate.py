@@ -27,6 +27,7 @@ from lyra_ns.generation.clip_making import load_chosen_teacher, make_clips, teac
 from lyra_ns.generation.decoder_input import (
     FULL_SIZE,
     DecoderInput,
+    check_enough_frames,
     clips_as_input,
     encoded_again,
     is_small,
@@ -54,7 +55,7 @@ from lyra_ns.generation.settings import GenerateSettings
 from lyra_ns.reconstruction import Reconstructor
 from lyra_ns.rendering import RenderSettings
 
-NUM_STAGES = {"make": 7, "preview": 4, "decode": 5}
+NUM_STAGES = {"make": 8, "preview": 4, "decode": 5}
 """Stages from pictures, of a dry run, and from latents."""
 
 
@@ -103,20 +104,24 @@ class _Run:
 
     def from_source(self, kind: InputKind) -> GeneratedScene:
         """The scene of an image, a video, ViPE's output or a prompt."""
-        teacher, codec = load_chosen_teacher(self.settings, self.decoder, self.device)
         plan = self._plan(kind)
+        with self.progress.stage("teacher read"):
+            teacher, codec = load_chosen_teacher(self.settings, self.decoder, self.device)
+        decoder_size = usual_size(self.decoder.config)
+        is_foreign = codec.spec.digest != teacher.codec.spec.digest
+        if is_foreign:
+            check_enough_frames(self.size.num_frames, decoder_size)
         with self.progress.stage(f"clips made by {teacher.name}") as on_step:
             clips = make_clips(teacher, plan, self.settings, on_step)
         given = clips_as_input(plan.name, plan.paths, clips, teacher.codec, plan.frames.is_video)
         notes = [clip.notes for clip in clips]
         del teacher, clips
-        if codec.spec.digest != given.spec.digest:
-            size = usual_size(self.decoder.config)
+        if is_foreign:
             self.progress.say(
-                f"      encoded again for this decoder: {size.num_frames} frames of {size.width} x "
-                f"{size.height}, codec {codec.spec.codec}"
+                f"      encoded again for this decoder: {decoder_size.num_frames} frames of "
+                f"{decoder_size.width} x {decoder_size.height}, codec {codec.spec.codec}"
             )
-            given = encoded_again(given, codec, size, self.device)
+            given = encoded_again(given, codec, decoder_size, self.device)
         return self._finish(given, codec, plan, notes)
 
     def preview(self, kind: InputKind) -> GeneratedScene:
