@@ -57,6 +57,9 @@ def test_backends_reach_the_attention() -> None:
         with mock.patch.dict(table._AttentionBackendRegistry._backends, {math: counting}):
             guided(transformer)
         assert len(calls) == num_calls
+    chosen = prepared(lambda one: use_own_attention(one, backend="_native_math"))
+    assert chosen.transformer_blocks[0].attn2.processor._attention_backend == math
+    assert table._AttentionBackendRegistry.get_active_backend()[0] != math
     with pytest.raises(ValueError, match="must be one of"):
         use_own_attention(small_transformer(), backend="fastest")
 

@@ -12,6 +12,7 @@ head.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from typing import Any
 
 import torch
@@ -29,6 +30,12 @@ FASTEST_FIRST = [
     SDPBackend.MATH,
 ]
 """Order in which torch's own kernels are tried where no backend was chosen."""
+
+
+ORDERED: dict[str, Any] = (
+    {"set_priority": True} if "set_priority" in inspect.signature(sdpa_kernel).parameters else {}
+)
+"""Before torch 2.6 the order could not be given, and cuDNN's came first where they could run."""
 
 
 class Gen3CAttnProcessor:
@@ -87,7 +94,7 @@ class Gen3CAttnProcessor:
         """Kernels of torch in the order of their speed, where no backend was chosen."""
         if self._attention_backend is not None or not query.is_cuda:
             return contextlib.nullcontext()
-        return sdpa_kernel(FASTEST_FIRST, set_priority=True)
+        return sdpa_kernel(FASTEST_FIRST, **ORDERED)
 
 
 def rotated(heads: Float[Tensor, "B N H D"], rotation: Rotation | None) -> Float[Tensor, "B N H D"]:
@@ -113,5 +120,15 @@ def use_own_attention(transformer: nn.Module, is_fused: bool = False, backend: s
             processor: Any = Gen3CAttnProcessor(is_fused)
             module.set_processor(processor)
     if backend is not None:
-        choose: Any = transformer
-        choose.set_attention_backend(backend)
+        _choose(transformer, backend)
+
+
+def _choose(transformer: Any, backend: str) -> None:
+    """As diffusers does, but for this network alone: diffusers changes the default of all others, too."""
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+    before, _ = _AttentionBackendRegistry.get_active_backend()
+    try:
+        transformer.set_attention_backend(backend)
+    finally:
+        _AttentionBackendRegistry.set_active_backend(before)

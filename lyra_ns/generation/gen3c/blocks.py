@@ -50,7 +50,7 @@ class Gen3CBlock(nn.Module):
         self.is_fused = is_fused
         self.num_parts = num_parts
         self.step_cache: StepCache | None = None
-        self._run = self._run_plainly
+        self._compiled: Any = None
 
     def forward(
         self,
@@ -68,7 +68,7 @@ class Gen3CBlock(nn.Module):
             raise ValueError("GEN3C has no ControlNet, found a residual of one: leave it out")
 
         def work() -> Tensor:
-            return self._run(
+            return (self._compiled or self._run)(
                 hidden_states,
                 encoder_hidden_states,
                 embedded_timestep,
@@ -82,9 +82,9 @@ class Gen3CBlock(nn.Module):
 
     def compile_work(self) -> None:
         """Compiles what the block computes; its choice whether to compute stays outside."""
-        self._run = torch.compile(self._run_plainly, dynamic=False)
+        self._compiled = torch.compile(self._run, dynamic=False)
 
-    def _run_plainly(
+    def _run(
         self,
         stream: Tensor,
         text: Tensor,

@@ -27,6 +27,7 @@ def add_and_modulate(
     With `in_place` the stream is overwritten. Sums are rounded before they are normalised, as without the
     kernel.
     """
+    stream = stream if in_place else stream.contiguous()
     added = stream if in_place else torch.empty_like(stream)
     normed = torch.empty_like(stream)
     _launch(stream, addend, gate, added, (normed, shift, scale), eps)

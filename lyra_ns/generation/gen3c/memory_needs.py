@@ -25,6 +25,8 @@ ENCODE_BYTES_PER_PIXEL = {2: 56 + 28, 4: 2 * 275}
 """Activations while one video is encoded, with its colours and mask, by the bytes of a number."""
 DECODE_BYTES_PER_PIXEL = {2: 275, 4: 2 * 275}
 """Activations while one video is decoded by diffusers."""
+TEXT_BYTES = 2**30
+"""Activations of T5 for one text."""
 ENCODE_BYTES = 3 * 2**29
 """What the encoder needs at any size."""
 
@@ -82,8 +84,9 @@ def memory_needs(
     text = 0 if pipeline.text_encoder is None else num_weights(pipeline.text_encoder) * bytes_per_number
     always = autoencoder + (around if policy == "low" else network) + (text if policy == "fast" else 0)
     stream = size.num_clips * num_tokens(pipeline, size) * _channels(transformer) * bytes_per_number
+    fetched = 0 if policy == "fast" or not text else _largest_leaf(pipeline.text_encoder)
     return MemoryNeeds(
-        text=0 if not text else always if policy == "fast" else always + _largest_leaf(pipeline.text_encoder),
+        text=always + TEXT_BYTES + fetched if text else 0,
         encoding=always + ENCODE_BYTES + size.num_pixels * ENCODE_BYTES_PER_PIXEL[bytes_per_number],
         denoising=always + (network - around if policy == "low" else 0) + STREAMS[policy] * stream,
         decoding=always + size.num_pixels * DECODE_BYTES_PER_PIXEL[bytes_per_number],

@@ -62,7 +62,6 @@ def _process(
     dist.init_process_group("nccl" if device_type == "cuda" else "gloo", rank=rank, world_size=num_processes)
     try:
         torch.save(work(device, *arguments), _result(folder, rank))
-        dist.barrier()
     finally:
         dist.destroy_process_group()
 
