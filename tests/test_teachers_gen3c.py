@@ -18,7 +18,7 @@ from lyra_ns.generation.depth.estimator import DepthPrediction, PlaneDepth
 from lyra_ns.generation.gen3c.pipeline import Gen3CPipeline, gen3c_scheduler
 from lyra_ns.generation.gen3c.safety import UnsafeContent
 from lyra_ns.generation.teachers import text_embeddings
-from lyra_ns.generation.teachers.chunks import chunk_paths, joined_video
+from lyra_ns.generation.teachers.chunks import chunk_paths, first_chunk, joined_video, next_chunk
 from lyra_ns.generation.teachers.gen3c import Gen3CSettings, Gen3CTeacher
 from lyra_ns.generation.teachers.gen3c_loading import load_gen3c
 from lyra_ns.generation.teachers.interface import CameraVideoTeacher, TeacherRequest
@@ -145,6 +145,18 @@ def test_a_long_video_goes_on_from_its_last_frame(pipeline: Gen3CPipeline) -> No
     assert torch.equal(joined[9:], second.video[1:])
     # What the second chunk was shown: the new frame as the first buffer.
     assert second.depth[0].gt(0).float().mean() > 0.8
+
+
+def test_the_last_frame_joins_the_cache_in_its_scale() -> None:
+    asked, frame = request(0, 17), (image() * 255).to(torch.uint8)
+    following = next_chunk(first_chunk(asked, chunk_paths(asked.cameras, 9)), frame, Estimator())
+    frames = following.cache.frames
+    assert len(frames) == 2
+    assert torch.equal(frames.rgb[0], frame.float() / 255)
+    assert torch.equal(frames.cameras.camera_to_world[0], asked.cameras.camera_to_world[8])
+    # The camera has turned a little before the plane, which the estimator takes for one that faces it.
+    assert (frames.depth[0] - DEPTH).abs().max() < 0.3
+    assert following.start == 8
 
 
 def test_a_long_video_of_a_video_needs_no_depth(teacher: Gen3CTeacher) -> None:

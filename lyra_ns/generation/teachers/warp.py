@@ -30,7 +30,7 @@ PIXELS_AT_ONCE = {"cpu": 2**21, "cuda": 2**24}
 """Pixels over all buffers that are rendered before the next frames: bounds memory, changes nothing else."""
 SAME_SURFACE = 0.02
 """Buffers whose depths at a pixel differ by less than this share are taken to show the same thing."""
-EDGE_WINDOW = 9
+EDGE_WINDOW = 5
 """Side, in pixels, of the surroundings in which the near side of an edge does not colour a hole."""
 FAR_SIDE = 0.95
 """Share of the greatest depth in those surroundings from which on a pixel belongs to the far side."""
@@ -212,6 +212,8 @@ def _without_strays(seen: SeenFrames) -> SeenFrames:
 def _without_holes(seen: SeenFrames) -> Tensor:
     """The colours, and in holes those of the far side of the edges around them."""
     depth = seen.depth[:, None]
-    farthest = functional.max_pool2d(depth, EDGE_WINDOW, 1, EDGE_WINDOW // 2)
-    weights = background_weights(depth) * (depth >= farthest * FAR_SIDE)
+    weights = background_weights(depth)
+    # With its holes filled, too, or the near side of a wide hole would have no far side in its window.
+    farthest = functional.max_pool2d(fill_holes(depth, weights), EDGE_WINDOW, 1, EDGE_WINDOW // 2)
+    weights = weights * (depth >= farthest * FAR_SIDE)
     return torch.where(seen.mask, seen.rgb, fill_holes(seen.rgb, weights))
