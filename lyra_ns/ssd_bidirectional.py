@@ -146,23 +146,35 @@ def scan_states_in_kernels(
     skip: Float[Tensor, " heads"],
     step_bias: Float[Tensor, " heads"],
 ) -> Float[Tensor, "B N heads P"]:
-    """As `scan_states_in_torch`: our kernels without gradient, mamba-ssm's with it, else torch."""
+    """As `scan_states_in_torch`: our kernels without gradient, mamba-ssm's with it (or both), else torch."""
     inputs = (x, step, write, read)
     decay, skip, step_bias = decay.float(), skip.float(), step_bias.float()
     needs_gradient = torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in (*inputs, decay, skip, step_bias)
     )
-    if not needs_gradient and suits_forward_kernels(x, write):
+    suited = suits_forward_kernels(x, write)
+    if suited and not needs_gradient:
         from lyra_ns.kernels.ssd_forward import ssd_forward
 
         return ssd_forward(*inputs, decay, skip, step_bias)
     if why_no_mamba_ssm():
         return scan_states_in_torch(*inputs, decay, skip, step_bias)
+    if suited and trains_with_own_scan():
+        from lyra_ns.kernels.ssd_training import scan_with_gradient
+
+        return scan_with_gradient(*inputs, decay, skip, step_bias)
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
     return mamba_chunk_scan_combined(
         x, step, decay, write, read, KERNEL_CHUNK, D=skip, dt_bias=step_bias, dt_softplus=True
     )
+
+
+def trains_with_own_scan() -> bool:
+    """Whether the state scan with gradient runs forward in our kernels (kernels/choices.py)."""
+    from lyra_ns.kernels.choices import CHOICES
+
+    return CHOICES.train_with_own_scan
 
 
 def suits_forward_kernels(x: Float[Tensor, "B N heads P"], write: Float[Tensor, "B N groups S"]) -> bool:

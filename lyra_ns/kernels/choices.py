@@ -1,7 +1,7 @@
 """Which of two ways the kernels take where one is faster and the other has been in use longer.
 
 The one place to look for them: benchmarks set `CHOICES` to time both ways, and its defaults are what one
-gets. None of them changes what is computed, only how often it is rounded and what is written to memory.
+gets. None of them changes what is computed, only how, in which order and with how many roundings.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ class KernelChoices:
     fuse_residuals: bool = False
     """Without gradient, add the result of a branch to the stream in the kernel of the next branch's norm
     (residual_branches.py)."""
+    walk_convolution: bool = False
+    """Convolve token after token with a window in registers (convolution_walk_kernels.py), forward and
+    backward, in place of tiles that read their neighbours' tokens again."""
+    train_with_own_scan: bool = False
+    """Where a gradient is wanted run the state scan forward in our kernels, too (ssd_training.py)."""
     overlap_attention: bool = False
     """Compute attention with the kernel that multiplies tiles while it takes exponentials of another
     (overlapped_attention.py), where the number of tokens suits it."""

@@ -18,7 +18,9 @@ import triton
 from jaxtyping import Float
 from torch import Tensor
 
+from lyra_ns.kernels.choices import CHOICES
 from lyra_ns.kernels.convolution_kernels import convolution_backward_kernel, convolution_kernel
+from lyra_ns.kernels.convolution_walk_kernels import convolution_walk_backward_kernel, convolution_walk_kernel
 from lyra_ns.ssd_bidirectional import DirectedTokens
 
 CHANNEL_BLOCK = 64
@@ -31,6 +33,23 @@ FORWARD_TOKENS = 64
 """Tokens that one program of the forward kernel walks through."""
 BACKWARD_TOKENS = 512
 """As above in the backward kernel, each of whose programs writes its own sum of weight gradients."""
+
+
+class Walk(NamedTuple):
+    """How a walking kernel (convolution_walk_kernels.py) goes through the sequence."""
+
+    channels: int
+    """Channels that one warp holds."""
+    stride: int
+    """Tokens that it loads at once."""
+    tokens: int
+    """Tokens of one program."""
+
+
+WALK_FORWARD = Walk(channels=128, stride=4, tokens=256)
+"""The forward kernel holds little: wider loads and stores."""
+WALK_BACKWARD = Walk(channels=64, stride=8, tokens=512)
+"""The backward kernel holds sums of weight gradients, too."""
 
 
 def convolve_both_directions(
@@ -93,18 +112,17 @@ class _Sizes(NamedTuple):
         batch, tokens = projected.shape[:2]
         return _Sizes(batch, tokens, inner, (channels - inner) // 2, heads, weight.shape[1])
 
-    def constants(self, tokens_per_tile: int, tokens_per_program: int) -> dict[str, int]:
+    def constants(self, tokens_per_program: int, channels: int) -> dict[str, int]:
         """Numbers that the kernels are compiled for."""
         return {
             "INNER": self.inner,
             "STATE": self.state,
             "HEADS": self.heads,
             "TAPS": self.taps,
-            "TOKEN_BLOCK": tokens_per_tile,
-            "CHANNEL_BLOCK": CHANNEL_BLOCK,
+            "CHANNEL_BLOCK": channels,
             "HEAD_BLOCK": triton.next_power_of_2(self.heads),
             "TOKENS": tokens_per_program,
-            "NUM_BLOCKS": triton.cdiv(self.inner, CHANNEL_BLOCK) + 2 * triton.cdiv(self.state, CHANNEL_BLOCK),
+            "NUM_BLOCKS": triton.cdiv(self.inner, channels) + 2 * triton.cdiv(self.state, channels),
         }
 
 
@@ -114,11 +132,19 @@ def _convolve(projected: Tensor, weight: Tensor, bias: Tensor, sizes: _Sizes) ->
         projected.new_empty(sizes.batch, sizes.tokens, 2, size)
         for size in (sizes.inner, sizes.heads, sizes.state, sizes.state)
     ]
-    tile = FORWARD_TILE_BYTES // (CHANNEL_BLOCK * projected.element_size())
-    constants = sizes.constants(tile, FORWARD_TOKENS)
-    grid = (triton.cdiv(sizes.tokens, FORWARD_TOKENS) * constants["NUM_BLOCKS"], sizes.batch)
+    walks = CHOICES.walk_convolution
+    if walks:
+        constants = sizes.constants(WALK_FORWARD.tokens, WALK_FORWARD.channels)
+    else:
+        constants = sizes.constants(FORWARD_TOKENS, CHANNEL_BLOCK)
+    grid = (triton.cdiv(sizes.tokens, constants["TOKENS"]) * constants["NUM_BLOCKS"], sizes.batch)
+    arguments = (projected, weight, bias, *outputs, sizes.tokens)
     with torch.cuda.device_of(projected):
-        convolution_kernel[grid](projected, weight, bias, *outputs, sizes.tokens, **constants, num_warps=1)
+        if walks:
+            convolution_walk_kernel[grid](*arguments, **constants, STRIDE=WALK_FORWARD.stride, num_warps=1)
+        else:
+            tile = FORWARD_TILE_BYTES // (CHANNEL_BLOCK * projected.element_size())
+            convolution_kernel[grid](*arguments, **constants, TOKEN_BLOCK=tile, num_warps=1)
     return outputs
 
 
@@ -126,22 +152,25 @@ def _convolve_backward(
     projected: Tensor, weight: Tensor, bias: Tensor, grad_outputs: list[Tensor], sizes: _Sizes
 ) -> tuple[Tensor, Tensor]:
     """Launch the backward kernel: gradients of all projected but the gate, taps and bias [2, K+1, C]."""
-    num_parts = triton.cdiv(sizes.tokens, BACKWARD_TOKENS)
+    walks = CHOICES.walk_convolution
+    if walks:
+        constants = sizes.constants(WALK_BACKWARD.tokens, WALK_BACKWARD.channels)
+    else:
+        constants = sizes.constants(BACKWARD_TOKENS, CHANNEL_BLOCK)
+    num_parts = triton.cdiv(sizes.tokens, constants["TOKENS"])
     grad_projected = torch.empty_like(projected)
     parts = bias.new_empty(sizes.batch, num_parts, 2, sizes.taps + 1, bias.shape[1], dtype=torch.float32)
-    tile = BACKWARD_TILE_BYTES // (CHANNEL_BLOCK * projected.element_size())
-    constants = sizes.constants(tile, BACKWARD_TOKENS)
+    grid = (num_parts * constants["NUM_BLOCKS"], sizes.batch)
+    arguments = (projected, weight, bias, *grad_outputs, grad_projected, parts, sizes.tokens)
     with torch.cuda.device_of(projected):
-        convolution_backward_kernel[(num_parts * constants["NUM_BLOCKS"], sizes.batch)](
-            projected,
-            weight,
-            bias,
-            *grad_outputs,
-            grad_projected,
-            parts,
-            sizes.tokens,
-            **constants,
-            ROWS=triton.next_power_of_2(sizes.taps + 1),
-            num_warps=1,
-        )
+        if walks:
+            convolution_walk_backward_kernel[grid](
+                *arguments, **constants, STRIDE=WALK_BACKWARD.stride, num_warps=1
+            )
+        else:
+            tile = BACKWARD_TILE_BYTES // (CHANNEL_BLOCK * projected.element_size())
+            rows = triton.next_power_of_2(sizes.taps + 1)
+            convolution_backward_kernel[grid](
+                *arguments, **constants, TOKEN_BLOCK=tile, ROWS=rows, num_warps=1
+            )
     return grad_projected, parts.sum((0, 1))
