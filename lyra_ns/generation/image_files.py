@@ -53,14 +53,15 @@ def read_image(path: Path) -> ImageFile:
         raise FileNotFoundError(f"image {path} does not exist: give the path of a picture")
     notes: list[str] = []
     with _opened(path) as image:
-        if getattr(image, "n_frames", 1) > 1:
-            notes.append(f"first of its {image.n_frames} pictures taken")
+        num_pictures = getattr(image, "n_frames", 1)
+        if num_pictures > 1:
+            notes.append(f"first of its {num_pictures} pictures taken")
         focal = image.getexif().get_ifd(EXIF_FOLDER).get(FOCAL_35MM)
         upright = ImageOps.exif_transpose(image)
         if upright.size != image.size or image.getexif().get(0x0112, 1) != 1:
             notes.append("turned upright as its EXIF says")
         pixels = _eight_bit_rgb(upright, path, notes)
-    check_size(*pixels.shape[:2], f"image {path}")
+    check_size(pixels.shape[0], pixels.shape[1], f"image {path}")
     rgb = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
     return ImageFile(rgb, _focal_share(focal, pixels.shape[0], pixels.shape[1]), tuple(notes))
 
@@ -133,11 +134,10 @@ def _from_sixteen_bits(image: Image.Image, path: Path) -> Image.Image:
 def _over_white(image: Image.Image, path: Path, notes: list[str]) -> Image.Image:
     """Transparent parts become white, as viewers and web pages show them."""
     colours = image.convert("RGBA")
-    alpha = colours.getchannel("A")
-    low, high = alpha.getextrema()
-    if high == 0:
+    alpha = np.asarray(colours.getchannel("A"))
+    if not alpha.any():
         raise ValueError(f"image {path} must show something, found it wholly transparent: save it opaque")
-    if low < 255:
+    if (alpha < 255).any():
         notes.append("transparent parts laid over white")
     white = Image.new("RGBA", colours.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, colours).convert("RGB")

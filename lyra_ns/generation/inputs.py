@@ -110,7 +110,7 @@ def read_video_input(path: Path, settings: GenerateSettings, size: VideoSize) ->
     """The frames of a video that a clip needs, or the first of them alone with --first-frame-only."""
     wanted = 1 if settings.first_frame_only else size.num_frames
     frames = read_frames(path, wanted, settings.frames_from, settings.fps)
-    check_size(*frames.rgb.shape[-2:], f"video {path}")
+    check_size(frames.rgb.shape[-2], frames.rgb.shape[-1], f"video {path}")
     return _fitted(path.stem, "video", frames.rgb, settings, size, frames.notes, None)
 
 

@@ -32,6 +32,7 @@ def memory_lines(
     scene = SceneSize(num_paths, (size.num_frames - 1) // CELL + 1, size.height // CELL, size.width // CELL)
     codec = "linear" if is_small(decoder.config) else "cosmos"
     form = decoder.scan.form_on(device)
+    assert form != "auto"
     estimate = estimate_inference_memory(
         decoder.config,
         scene,
@@ -39,7 +40,7 @@ def memory_lines(
         prune_ratio=settings.prune_ratio,
         codec=codec,
         # Of the fused forms the one that needs most.
-        scan="fused_in_torch" if form in ("fused", "auto") else form,
+        scan="fused_in_torch" if form == "fused" else form,
         is_low_precision=decoder.config.parity or decoder.uses_autocast(device.type),
     )
     free = available_bytes(device)

@@ -50,8 +50,9 @@ def load_depth(choice: str, device: torch.device | str = "cpu") -> ChosenDepth:
     if choice == "plane":
         return ChosenDepth(PlaneDepth(), "a plane across the view, as asked for: nothing was estimated")
     if choice in ("moge", "moge-v2"):
-        version = "v2" if choice == "moge-v2" else "v1"
-        return ChosenDepth(load_moge(version, device=device), f"{choice}, as asked for")
+        return ChosenDepth(
+            load_moge("v2" if choice == "moge-v2" else "v1", device=device), f"{choice}, as asked for"
+        )
     weights = DEPTH_PRO if choice == "depth-pro" else choice
     if "/" not in weights and not Path(weights).is_dir():
         raise ValueError(
