@@ -15,6 +15,7 @@ from pathlib import Path
 import tyro
 
 from benchmarks.full_size_tables import FULL_SIZE_TABLES
+from benchmarks.generation_tables import GENERATION_TABLES
 from benchmarks.table_text import Measure, Row, numbers, origin, read, table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -136,6 +137,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "photo": photo_table,
     "training": training_table,
     **FULL_SIZE_TABLES,
+    **GENERATION_TABLES,
 }
 """Tables by the name in their marker."""
 

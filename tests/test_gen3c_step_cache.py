@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from gen3c_speed_cases import latents_of, relative, small_pipeline
 from small_gen3c import small_transformer
 from torch import Tensor
 
 from lyra_ns.generation.gen3c.blocks import use_own_blocks
+from lyra_ns.generation.gen3c.parallel import split_tokens
 from lyra_ns.generation.gen3c.step_cache import StepCache, StepCacheSettings, remove_step_cache
 from lyra_ns.generation.gen3c.transformer import Evaluation
 
@@ -107,7 +109,7 @@ def test_views_do_not_mix_and_clips_start_anew() -> None:
     assert run_blocks(cache, "conditional", 0.5, [1.0, 5.0]) == 6
 
 
-def test_wrong_use_is_told() -> None:
+def test_wrong_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     transformer = own_network()
     cache = StepCache(transformer)
     with pytest.raises(ValueError, match=r"call start"), cache.branch("conditional", 0.0):
@@ -116,6 +118,13 @@ def test_wrong_use_is_told() -> None:
         StepCache(small_transformer())
     with pytest.raises(ValueError, match="threshold from 0 on"):
         StepCacheSettings(threshold=-1.0)
+    monkeypatch.setattr(dist, "get_world_size", lambda *_: 2)
+    with pytest.raises(ValueError, match="call remove_step_cache first"):
+        split_tokens(transformer, torch.device("cpu"))
+    transformer._parallel_config = object()
+    with pytest.raises(ValueError, match="would decide differently"):
+        StepCache(transformer)
+    transformer._parallel_config = None
     del transformer.transformer_blocks[1]
     with pytest.raises(ValueError, match="at least two blocks"):
         StepCache(transformer)

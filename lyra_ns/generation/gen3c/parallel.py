@@ -95,6 +95,8 @@ def split_tokens(transformer: Any, device: torch.device) -> None:
         raise ValueError(
             "diffusers' attention cannot be split: call use_own_attention or use_own_blocks first"
         )
+    if any(getattr(block, "step_cache", None) is not None for block in transformer.transformer_blocks):
+        raise ValueError("processes would predict different steps: call remove_step_cache first")
     mesh = init_device_mesh(device.type, (1, num_processes), mesh_dim_names=("ring", "ulysses"))
     context = ContextParallelConfig(ulysses_degree=num_processes, mesh=mesh)
     config = ParallelConfig(context_parallel_config=context)

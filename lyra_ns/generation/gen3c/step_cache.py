@@ -71,6 +71,11 @@ class StepCache:
         self._last_index = len(transformer.transformer_blocks) - 1
         if self._last_index < 1:
             raise ValueError("a step cache needs at least two blocks, found one: leave it out")
+        if getattr(transformer, "_parallel_config", None) is not None:
+            raise ValueError(
+                "processes that share one clip's tokens would decide differently: leave the step cache out, "
+                "or put a view of guidance on each process (GuidanceHalves)"
+            )
         self._branches: dict[str, _Branch] = {}
         self._active: _Branch | None = None
         self._num_steps = 0
