@@ -7,6 +7,7 @@ rest, as for workers of one host. The folders of input and output must be the sa
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from lyra_ns.generation.make_data.stages import Stage, StageWorker
 
 LOCAL = "local"
 """Address that starts Ray on this host instead of joining a cluster."""
+START_SECONDS = "180"
+"""How long Ray may take to start on this host."""
 
 
 class RayWorker:
@@ -62,16 +65,19 @@ def ray_cluster(address: str, num_workers: int) -> Iterator[None]:
     """
     if importlib.util.find_spec("ray") is None:
         raise ValueError("--ray needs Ray, which is not installed: pip install 'lyra-ns[ray]'")
+    is_local = address == LOCAL
+    if is_local:
+        # Ray reads it when it is imported; its own 30 s are too short for a busy machine.
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", START_SECONDS)
     import ray
 
-    is_local = address == LOCAL
     options: dict[str, Any] = {"num_cpus": num_workers or None} if is_local else {"address": address}
     try:
         ray.init(include_dashboard=False if is_local else None, log_to_driver=False, **options)
-    except (ConnectionError, ValueError) as error:
+    except Exception as error:  # Ray raises that very class where a node does not come up in time.
+        start = "free the machine and try again" if is_local else "start one with `ray start --head`"
         raise ValueError(
-            f"expected a Ray cluster at {address}, found none ({error}): start one with `ray start --head`, "
-            "or give local"
+            f"expected Ray to answer at {address}, found that it does not ({error}): {start}"
         ) from error
     try:
         yield
@@ -79,12 +85,18 @@ def ray_cluster(address: str, num_workers: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def ray_workers(stage: Stage, num_workers: int, device: str) -> list[RayWorker]:
-    """Actors on the cluster that this process is connected to; 0: one per GPU, or on CPUs one per CPU."""
+def ray_workers(stage: Stage, num_workers: int, device: str, num_jobs: int) -> list[RayWorker]:
+    """Actors on the cluster that this process is connected to, no more than there are jobs.
+
+    Device auto is cuda if any machine of the cluster has a GPU. 0 workers: one per GPU, else one per CPU.
+    """
     import ray
 
+    has = ray.cluster_resources()
+    if device == "auto":
+        device = "cuda" if has.get("GPU", 0) >= 1 else "cpu"
     kind = "GPU" if device.startswith("cuda") else "CPU"
-    count = num_workers or int(ray.cluster_resources().get(kind, 0))
+    count = num_workers or int(has.get(kind, 0))
     if count < 1:
         raise ValueError(f"expected a cluster with {kind}s, found none: give another --device or cluster")
-    return [RayWorker(stage, device) for _ in range(count)]
+    return [RayWorker(stage, device) for _ in range(min(count, num_jobs))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
@@ -132,6 +132,7 @@ class _Run:
         self.finished = finished_clips(self.folder)
         self.codec = self._codec_on_disk()
         self.earlier = read_failures(root)
+        self.failed: set[str] = set()
         self.num_made = 0
         self._saved = monotonic()
 
@@ -147,12 +148,19 @@ class _Run:
             with self._connected():
                 self._make_pictures(scenes)
                 self._make_clips(scenes)
-        finally:
-            self.finished = finished_clips(self.folder)
-            self._save_manifest()
+        except BaseException:
+            with suppress(OSError):  # What ended the run, a full disk for one, is the message to see.
+                self._close_books()
+            raise
+        self._close_books()
         complete = sum(self._is_complete(scene) for scene in self.plan.scenes.values())
         failures = read_failures(self.root)
         return MakeDataReport(self.root, self.num_made, num_kept, complete, len(self.plan.scenes), failures)
+
+    def _close_books(self) -> None:
+        """The manifest by what lies on disk, since other runs may have made clips, too."""
+        self.finished = finished_clips(self.folder)
+        self._save_manifest()
 
     def _make_pictures(self, scenes: Sequence[PlannedScene]) -> None:
         """Pictures of prompts that have none yet and still need one."""
@@ -167,8 +175,7 @@ class _Run:
         self._work(stage, missing, "pictures", lambda job: 1)
 
     def _make_clips(self, scenes: Sequence[PlannedScene]) -> None:
-        failed_now = read_failures(self.root).keys() - self.earlier.keys()
-        scenes = [scene for scene in scenes if scene.name not in failed_now]
+        scenes = [scene for scene in scenes if scene.name not in self.failed]
         jobs = list(missing_jobs(scenes, self.finished, self.options.clips_per_job))
         stage = ClipStage(self.plan.settings, self.source, self.root, self.folder, self.codec)
         self._work(stage, jobs, "clips", lambda job: len(job.trajectories))
@@ -184,12 +191,11 @@ class _Run:
     def _workers(self, stage: Stage, num_jobs: int) -> Sequence[Worker]:
         from lyra_ns.commands.choices import chosen_device
 
-        if self.options.ray is not None:
-            device = "cpu" if self.options.device == "auto" and not _cluster_has_gpus() else "cuda"
-            device = device if self.options.device == "auto" else self.options.device
-            return ray_workers(stage, self.options.num_workers, device)[:num_jobs]
-        device = str(chosen_device(self.options.device))
-        return local_workers(stage, min(self.options.num_workers, num_jobs), device)[:num_jobs]
+        options = self.options
+        if options.ray is not None:
+            return ray_workers(stage, options.num_workers, options.device, num_jobs)
+        device = str(chosen_device(options.device))
+        return local_workers(stage, options.num_workers, device, num_jobs)
 
     def _connected(self) -> AbstractContextManager[None]:
         if self.options.ray is None:
@@ -206,8 +212,10 @@ class _Run:
             attempts = before.attempts + 1 if before else 1
             numbers = result.job.trajectories or scene.trajectories
             message = result.failure.replace(scene.digest, scene.name)
+            if scene.name not in self.failed:
+                logger.warning("scene %s: %s", scene.name, message)
+            self.failed.add(scene.name)
             update_failures(self.root, failed=[Failure(scene.name, numbers, message, attempts)])
-            logger.warning("scene %s: %s", scene.name, message)
             return
         self.sign_of_life()
         if not result.job.trajectories:
@@ -258,12 +266,6 @@ class _Run:
             codec_digest=self.codec.digest,
         )
         write_manifest(self.root, manifest)
-
-
-def _cluster_has_gpus() -> bool:
-    import ray
-
-    return ray.cluster_resources().get("GPU", 0) >= 1
 
 
 def _check_places(source: Path, output: Path) -> None:

@@ -100,8 +100,8 @@ class ClipStage:
         if self.codec is not None and (self.codec.codec, self.codec.digest) != (spec.codec, spec.digest):
             raise ValueError(
                 f"{self.root} holds latents of the codec {self.codec.codec} (digest {self.codec.digest}), "
-                f"found the codec {spec.codec} (digest {spec.digest}): use the version that made them, or take "
-                "another output folder"
+                f"found the codec {spec.codec} (digest {spec.digest}): use the version that made them, or "
+                "take another output folder"
             )
         return ClipMaker(settings, self.source, self.root, self.folder, teacher, estimator, device)
 

@@ -184,13 +184,13 @@ def visible_gpus() -> list[str]:
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
-def local_workers(stage: Stage, num_workers: int, device: str) -> list[Worker]:
-    """Workers of this host: with CUDA one per GPU by default (0), on the CPU this process alone.
+def local_workers(stage: Stage, num_workers: int, device: str, num_jobs: int) -> list[Worker]:
+    """Workers of this host, no more than there are jobs; a single one is this process itself.
 
-    More workers than GPUs share them evenly.
+    0 workers: with CUDA one per GPU, on the CPU one. More workers than GPUs share them evenly.
     """
     gpus = visible_gpus() if device.startswith("cuda") else []
-    count = num_workers or max(len(gpus), 1)
-    if count == 1:
+    count = min(num_workers or max(len(gpus), 1), num_jobs)
+    if count <= 1:
         return [LocalWorker(stage, device)]
     return [ProcessWorker(stage, device, gpus[index % len(gpus)] if gpus else None) for index in range(count)]

@@ -1,0 +1,234 @@
+"""Many workers, killed runs and dead workers: the same files in the end, nothing lost and nothing twice."""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from small_make_data import ON_CPU, SETTINGS, save_picture
+from small_workers import FragileStage
+
+from lyra_ns.generation.make_data.jobs import Job, JobResult, Shard
+from lyra_ns.generation.make_data.leftovers import registered_run
+from lyra_ns.generation.make_data.plan import PlannedScene
+from lyra_ns.generation.make_data.progress import RunProgress, in_words
+from lyra_ns.generation.make_data.run import RunOptions, make_data
+from lyra_ns.generation.make_data.workers import (
+    MOST_DEATHS,
+    ProcessWorker,
+    local_workers,
+    run_jobs,
+    visible_gpus,
+)
+
+NUM_SCENES = 4
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for seed in range(NUM_SCENES):
+        save_picture(folder / f"scene{seed}.png", seed)
+    (folder / "bad.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Files of a data set made without interruption by this process."""
+    root = tmp_path_factory.mktemp("reference") / "out"
+    make_data(pictures, root, SETTINGS, ON_CPU)
+    return files_below(root)
+
+
+def files_below(root: Path) -> dict[str, bytes]:
+    """Every file, hidden ones too."""
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()
+    }
+
+
+def command(pictures: Path, root: Path, *options: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "lyra_ns.cli", "make-data", str(pictures), "-o", str(root)),
+        *("--height", "32", "--width", "48", "--num-frames", "9", "--depth", "plane", "--device", "cpu"),
+        *("--trajectories", "0", "4", *options),
+    ]
+
+
+def test_killed_run_is_resumed_without_a_trace(
+    pictures: Path, reference: dict[str, bytes], tmp_path: Path
+) -> None:
+    """SIGKILL in the middle of two workers' jobs, then the same command with one: not a byte differs.
+
+    The workers end with the process that started them, and what they left half-written is swept away.
+    """
+    root = tmp_path / "out"
+    run = subprocess.Popen(
+        command(pictures, root, "--num-workers", "2", "--clips-per-job", "1"), start_new_session=True
+    )
+    try:
+        wait_until(lambda: any(root.glob("static/*/pose/*.npz")) or run.poll() is not None, 120)
+        children = children_of(run.pid)
+    finally:
+        run.kill()
+        run.wait()
+    assert run.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    assert children
+    wait_until(lambda: not any(map(is_running, children)), 20)
+    (root / "static" / "0" / "rgb" / ".scene0.mp4.123.partial").write_bytes(b"half")
+    before = set(files_below(root))
+    assert len([name for name in before if "/pose/" in name]) < 2 * NUM_SCENES
+    report = make_data(pictures, root, SETTINGS, ON_CPU)
+    assert report.num_made + report.num_kept == 2 * NUM_SCENES
+    assert report.num_kept >= 1
+    assert files_below(root) == reference
+
+
+def test_ray_makes_the_same_files(
+    pictures: Path, reference: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two actors of a Ray that is started for it."""
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("ray is not installed")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    root = tmp_path / "out"
+    report = make_data(pictures, root, SETTINGS, replace(ON_CPU, ray="local", num_workers=2, clips_per_job=1))
+    assert report.num_made == 2 * NUM_SCENES
+    assert files_below(root) == reference
+    import ray
+
+    assert not ray.is_initialized()
+
+
+def test_absent_ray_and_cluster_are_told(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install"):
+        make_data(pictures, tmp_path / "out", replace(SETTINGS, depth="small"), RunOptions(ray="auto"))
+
+
+def test_shards_make_the_whole_together(pictures: Path, reference: dict[str, bytes], tmp_path: Path) -> None:
+    root = tmp_path / "out"
+    made = [
+        make_data(pictures, root, SETTINGS, replace(ON_CPU, shard=Shard(index, 2))).num_made
+        for index in range(2)
+    ]
+    assert sum(made) == 2 * NUM_SCENES
+    assert files_below(root) == reference
+
+
+def jobs_called(*names: str) -> list[Job]:
+    return [Job(PlannedScene(name, "image", name, name, (0,), "train"), (0,)) for name in names]
+
+
+def test_a_dead_worker_is_blamed_for_its_job_and_replaced() -> None:
+    workers = [ProcessWorker(FragileStage(), "cpu")]
+    results = list(run_jobs(workers, jobs_called("a", "deadly", "b")))
+    assert [result.failure is None for result in results] == [True, False, True]
+    assert "died in the middle" in str(results[1].failure)
+
+
+class DyingWorker:
+    """Loses every job."""
+
+    num_restarts = 0
+
+    def submit(self, job: Job) -> Future[JobResult]:
+        future: Future[JobResult] = Future()
+        future.set_exception(BrokenProcessPool("gone"))
+        return future
+
+    def restart(self) -> None:
+        self.num_restarts += 1
+
+    def close(self) -> None:
+        pass
+
+    def is_death(self, error: BaseException) -> bool:
+        return isinstance(error, BrokenProcessPool)
+
+
+def test_workers_that_die_one_after_the_other_end_the_run() -> None:
+    worker = DyingWorker()
+    results = run_jobs([worker], jobs_called("a", "b", "c", "d"))
+    assert all(next(results).failure is not None for _ in range(MOST_DEATHS))
+    with pytest.raises(ValueError, match="died one after the other"):
+        next(results)
+    assert worker.num_restarts == MOST_DEATHS - 1
+
+
+def test_every_gpu_gets_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process sees one GPU; further workers share them; there are no more workers than jobs."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert visible_gpus() == ["3", "5"]
+
+    def gpus(num_workers: int, num_jobs: int) -> list[str | None]:
+        workers = local_workers(FragileStage(), num_workers, "cuda", num_jobs)
+        return [worker.gpu if isinstance(worker, ProcessWorker) else None for worker in workers]
+
+    assert gpus(0, 9) == ["3", "5"]
+    assert gpus(3, 9) == ["3", "5", "3"]
+    assert gpus(0, 1) == [None]
+
+
+def test_leftovers_are_kept_while_another_run_works(tmp_path: Path) -> None:
+    """They may be its own; marks of dead runs do not count."""
+    half = tmp_path / "static" / ".a.mp4.1.partial"
+    half.parent.mkdir()
+    half.write_bytes(b"")
+    sleeper = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    sleeper.start()
+    marks = tmp_path / ".runs"
+    marks.mkdir()
+    host = os.uname().nodename
+    (marks / f"{host}.{sleeper.pid}").touch()
+    with registered_run(tmp_path):
+        assert half.exists()
+    sleeper.kill()
+    sleeper.join()
+    (marks / "elsewhere.7").touch()
+    os.utime(marks / "elsewhere.7", (0, 0))
+    with registered_run(tmp_path) as sign_of_life:
+        sign_of_life()
+        assert not half.exists()
+    assert not marks.exists()
+
+
+def test_time_that_is_left() -> None:
+    progress = RunProgress("clips", 10, None, console=None)
+    progress.advance(3)
+    progress.advance(1, failed=True)
+    assert progress.line(elapsed=240.0) == "clips: 4 of 10, 1 failed, about 6 min left"
+    assert [in_words(seconds) for seconds in (5, 7300, 200000)] == ["5 s", "2 h", "2 d"]
+
+
+def children_of(process: int) -> list[int]:
+    tasks = Path(f"/proc/{process}/task/{process}/children")
+    return [int(number) for number in tasks.read_text().split()] if tasks.exists() else []
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.02)
