@@ -7,7 +7,8 @@ serves both, everything is read once, and nothing is computed twice but in the f
 Shape letters as in convolution.py; `newest` is the position of the newest token of the window.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="assignment"
+# Tuples grow in loops, which no type describes.
+# mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="assignment,unreachable,var-annotated"
 from __future__ import annotations
 
 import triton

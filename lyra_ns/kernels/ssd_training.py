@@ -33,9 +33,18 @@ class _OwnForward(torch.autograd.Function):
     """Keeps its inputs alone."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
-        ctx.save_for_backward(*inputs)
-        return ssd_forward(*inputs)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        step: Tensor,
+        write: Tensor,
+        read: Tensor,
+        decay: Tensor,
+        skip: Tensor,
+        step_bias: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(x, step, write, read, decay, skip, step_bias)
+        return ssd_forward(x, step, write, read, decay, skip, step_bias)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, ...]:
