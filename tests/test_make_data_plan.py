@@ -84,9 +84,13 @@ def test_scenes_that_come_later_change_nothing(pictures: Path, tmp_path: Path) -
 
 def test_other_settings_are_refused(pictures: Path, tmp_path: Path) -> None:
     root = tmp_path / "out"
-    extended_plan(root, SETTINGS, find_scenes(pictures))
+    extended_plan(root, replace(SETTINGS, seed=3), find_scenes(pictures))
+    extended_plan(root, SETTINGS, find_scenes(pictures))  # Nothing was made by the earlier plan.
+    (root / "static").mkdir()
     with pytest.raises(ValueError, match="seed = 0, now 1"):
         extended_plan(root, replace(SETTINGS, seed=1), find_scenes(pictures))
+    with pytest.raises(ValueError, match="guidance = null, now 2"):
+        extended_plan(root, replace(SETTINGS, teacher=TeacherChoice(guidance=2.0)), find_scenes(pictures))
     with pytest.raises(ValueError, match="still scenes, now the input has moving"):
         extended_plan(root, SETTINGS, FoundScenes([], True, {}))
     elsewhere = TeacherChoice(device="cpu", samples_at_once=4)

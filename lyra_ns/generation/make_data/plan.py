@@ -14,15 +14,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lyra_ns.data.files import write_whole
+from lyra_ns.data.layout import FAMILIES
 from lyra_ns.data.manifest import FILE_NAME as MANIFEST_NAME
 from lyra_ns.data.pose_order import FIRST_FLIPPED_ID
 from lyra_ns.data.splits import split_scenes
+from lyra_ns.generation.make_data.failures import FILE_NAME as FAILURES_NAME
 from lyra_ns.generation.make_data.settings import MakeDataSettings, settings_as_json, settings_digest
 from lyra_ns.generation.make_data.sources import FoundScene, FoundScenes, SourceKind
 
 FORMAT = "lyra_ns plan 1"
 FILE_NAME = "plan.json"
 SHORT_DIGEST = 8
+PICTURE_FOLDER = "inputs"
+"""Folder of the data set with the pictures that were made from prompts."""
 
 
 @dataclass(frozen=True)
@@ -134,11 +138,15 @@ def _earlier_plan(root: Path, settings: MakeDataSettings, is_dynamic: bool) -> P
         _check_free(root)
         return Plan(settings, is_dynamic)
     content = _read(path)
-    wanted = settings_as_json(settings)
-    if content["settings_digest"] != settings_digest(settings):
+    is_same = content["settings_digest"] == settings_digest(settings)
+    if not (is_same and content["is_dynamic"] == is_dynamic) and _holds_nothing(root):
+        # Nothing was made by that plan, as after a mistake in the options.
+        (root / FAILURES_NAME).unlink(missing_ok=True)
+        return Plan(settings, is_dynamic)
+    if not is_same:
+        differences = _differences(content["settings"], settings_as_json(settings))
         raise ValueError(
-            f"{root} was planned with {_differences(content['settings'], wanted)}: give the same options, or "
-            "another output folder"
+            f"{root} was planned with {differences}: give the same options, or another output folder"
         )
     if content["is_dynamic"] != is_dynamic:
         kinds = ["still", "moving"]
@@ -182,13 +190,21 @@ def _check_free(root: Path) -> None:
         )
 
 
+def _holds_nothing(root: Path) -> bool:
+    return not any((root / name).exists() for name in (*FAMILIES, PICTURE_FOLDER))
+
+
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The settings that changed, in words."""
-    found = [
-        f"{key} = {json.dumps(before.get(key))}, now {json.dumps(now.get(key))}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
+    """The settings that changed, in words; those of the teacher one by one."""
+    found = []
+    for key in sorted(before.keys() | now.keys()):
+        earlier, later = before.get(key), now.get(key)
+        if earlier == later:
+            continue
+        if isinstance(earlier, dict) and isinstance(later, dict):
+            found.append(_differences(earlier, later))
+        else:
+            found.append(f"{key} = {json.dumps(earlier)}, now {json.dumps(later)}")
     return " and ".join(found) or "another version of lyra-ns"
 
 

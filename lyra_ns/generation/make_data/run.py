@@ -206,7 +206,8 @@ class _Run:
         """Books one result; ValueError if it ends the run."""
         scene = result.job.scene
         if result.is_fatal:
-            raise ValueError(f"{result.failure} (what was made so far stays; run the command again to go on)")
+            kept = " (what was made stays: run the command again to go on)" if self.num_made else ""
+            raise ValueError(f"{result.failure}{kept}")
         if result.failure is not None:
             before = self.earlier.get(scene.name)
             attempts = before.attempts + 1 if before else 1

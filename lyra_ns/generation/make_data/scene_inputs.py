@@ -24,7 +24,7 @@ from lyra_ns.generation.depth.vipe import read_vipe
 from lyra_ns.generation.image_files import check_size, read_image
 from lyra_ns.generation.inputs import finer_size
 from lyra_ns.generation.make_data.frame_depth import aligned_sequence
-from lyra_ns.generation.make_data.plan import PlannedScene
+from lyra_ns.generation.make_data.plan import PICTURE_FOLDER, PlannedScene
 from lyra_ns.generation.make_data.settings import MakeDataSettings
 from lyra_ns.generation.scene_plan import OFFICIAL_WIDTH, SKY_DEPTH
 from lyra_ns.generation.video_frames import read_frames
@@ -32,8 +32,6 @@ from lyra_ns.generation.video_frames import read_frames
 GEN3C_THRESHOLD = CacheSettings().reliability_threshold
 VIPE = "vipe"
 """What records call ViPE's depth."""
-PICTURE_FOLDER = "inputs"
-"""Folder of the data set with the pictures that were made from prompts."""
 
 
 @dataclass(frozen=True)
