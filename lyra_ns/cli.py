@@ -41,7 +41,13 @@ def main() -> None:
     command = tyro.cli(Command, prog="ns-lyra", description=__doc__)
     try:
         command.run()
-    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+    except (
+        ValueError,
+        FileNotFoundError,
+        FileExistsError,
+        NotADirectoryError,
+        ModuleNotFoundError,
+    ) as error:
         if os.environ.get("LYRA_NS_DEBUG"):
             raise
         print(f"ns-lyra: {error}", file=sys.stderr)

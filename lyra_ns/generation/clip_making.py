@@ -14,6 +14,7 @@ from lyra_ns.generation.scene_plan import ScenePlan
 from lyra_ns.generation.settings import GenerateSettings
 from lyra_ns.generation.teachers.interface import CameraVideoTeacher, TeacherClip, TeacherRequest
 from lyra_ns.generation.teachers.registry import TeacherChoice, TeacherName, load_teacher
+from lyra_ns.memory_limits import DoesNotFit
 
 OnStep = Callable[[int, int], None]
 
@@ -73,7 +74,13 @@ def make_clips(
         )
         for path in plan.paths
     ]
-    return teacher.generate(requests, on_step)
+    try:
+        return teacher.generate(requests, on_step)
+    except torch.cuda.OutOfMemoryError as error:
+        raise DoesNotFit(
+            f"the GPU ran out of memory while {teacher.name} made the clips: end other programs on it, give "
+            "--memory low, or smaller clips (--num-frames, --height, --width)"
+        ) from error
 
 
 def _codec_of_decoder(settings: GenerateSettings, decoder: LatentGaussianDecoder) -> str:
