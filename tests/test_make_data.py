@@ -27,7 +27,9 @@ from lyra_ns.generation.make_data.failures import read_failures
 from lyra_ns.generation.make_data.frame_depth import aligned_sequence, estimated_depth
 from lyra_ns.generation.make_data.run import make_data
 from lyra_ns.generation.teachers.frames import latents_of_frames
+from lyra_ns.generation.teachers.interface import TeacherClip, TeacherRequest
 from lyra_ns.generation.teachers.registry import TeacherChoice
+from lyra_ns.generation.teachers.warp import WarpTeacher
 
 
 def deviation(z: Tensor, frames: Tensor) -> float:
@@ -75,10 +77,22 @@ def test_official_pickles_on_request(pictures: Path, tmp_path: Path) -> None:
     assert check_dataset(root).is_good
 
 
-def test_names_and_places_of_pictures_decide_nothing(pictures: Path, tmp_path: Path) -> None:
+def test_names_and_places_of_pictures_decide_nothing(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even what a teacher may draw its noise from."""
+    generate, asked = WarpTeacher.generate, []
+
+    def noted(self: WarpTeacher, requests: list[TeacherRequest]) -> list[TeacherClip]:
+        asked.append({(each.scene, each.trajectory, each.seed) for each in requests})
+        return generate(self, requests)
+
+    monkeypatch.setattr(WarpTeacher, "generate", noted)
     make_data(pictures, tmp_path / "a", SETTINGS, ON_CPU)
     (pictures / "scene0.png").rename(pictures / "other.png")
     make_data(pictures, tmp_path / "b", SETTINGS, ON_CPU)
+    assert len(asked) == 6
+    assert set.union(*asked[:3]) == set.union(*asked[3:])
     for kind, suffix in (("rgb", "mp4"), ("latent", "safetensors"), ("pose", "npz"), ("depth", "zip")):
         before, after = (
             (tmp_path / root / "static" / "0" / kind / f"{name}.{suffix}").read_bytes()

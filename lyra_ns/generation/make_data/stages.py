@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -33,6 +33,7 @@ DoJob = Callable[[Job], VideoLatentSpec | None]
 """Does a job and returns the codec of its latents, if it makes any."""
 
 
+@runtime_checkable
 class Stage(Protocol):
     """Something that workers can be started with; travels to other processes."""
 

@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait as wait_for
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -25,6 +25,7 @@ MOST_DEATHS = 3
 DEATH = "the worker process died in the middle of this scene: most often the machine ran out of memory"
 
 
+@runtime_checkable
 class Worker(Protocol):
     """A place where one job at a time is done."""
 
