@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_gen3c import small_config
+from small_gen3c import small_autoencoder, small_config
 from test_benchmark_tables import cells
 
 from benchmarks.full_size.inputs import Size
@@ -91,6 +91,20 @@ def test_guidance_is_measured_both_ways(bench: Callable[[str], Bench]) -> None:
     network.guidance_rows(one)
     assert list(rows(one)) == ["two passes", "one batch"]
     assert len(cells(TABLE_OF_PART["guidance"](one.file.content["parts"]))) == 3
+
+
+def test_policies_and_tokenizer_are_measured(
+    bench: Callable[[str], Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policies, "random_autoencoder", lambda: small_autoencoder().bfloat16().float())
+    one = bench("policies")
+    policies.policy_rows(one, with_text=False)
+    other = bench("codec")
+    policies.codec_rows(other)
+    found = rows(one)
+    assert list(found) == ["fast", "balanced", "low", "low, 8-bit weights"]
+    assert list(rows(other))[-1] == "decode one clip"
+    assert not [row for row in [*found.values(), *rows(other).values()] if "failed" in row]
 
 
 def test_rows_are_kept_made_again_after_failure_and_resumed(bench: Callable[[str], Bench]) -> None:
