@@ -19,8 +19,10 @@ from lyra_ns.checkpoints import save_decoder
 from lyra_ns.codec import load_codec
 from lyra_ns.commands.generate import Generate
 from lyra_ns.commands.reconstruct import Reconstruct
+from lyra_ns.data.camera_files import indexed_bytes
+from lyra_ns.data.depth_files import depth_bytes
 from lyra_ns.data.store import LyraStore
-from lyra_ns.data.video_files import video_bytes, video_size
+from lyra_ns.data.video_files import read_video, video_bytes, video_size
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
 from lyra_ns.export.ply import load_ply
 from lyra_ns.gaussians import GaussianHeadConfig
@@ -317,6 +319,47 @@ def test_a_video_with_a_dynamic_decoder_gives_one_scene_per_moment(files, tmp_pa
     first, last = scene.given.videos[1][0].float(), scene.given.videos[1][8].float()
     assert float((first - last).abs().mean()) > 5
     assert not torch.equal(scene.instants[0].gaussians.means, scene.instants[1].gaussians.means)
+
+
+def write_vipe(root: Path) -> None:
+    """What ViPE writes of a video with a camera that slides 0.1 a frame past a wall 2 away."""
+    noise = np.random.default_rng(1).integers(0, 255, (8, 30, 3), "uint8")
+    wall = np.array(Image.fromarray(noise).resize((240, 64), Image.Resampling.BICUBIC))
+    # A focal length of 80 pixels makes 0.1 at depth 2 four pixels.
+    frames = [torch.from_numpy(wall[:, 4 * frame : 4 * frame + 96]) for frame in range(9)]
+    poses = torch.eye(4).repeat(9, 1, 1)
+    poses[:, 0, 3] = 0.1 * torch.arange(9)
+    poses[:, 1, 3] = 5.0
+    content = {
+        "rgb/walk.mp4": video_bytes(torch.stack(frames).permute(0, 3, 1, 2)),
+        "pose/walk.npz": indexed_bytes(poses),
+        "intrinsics/walk.npz": indexed_bytes(torch.tensor([80.0, 80, 48, 32]).expand(9, 4)),
+        "depth/walk.zip": depth_bytes(torch.full((9, 64, 96), 2.0)),
+    }
+    for name, values in content.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(values)
+
+
+def test_vipes_cameras_are_followed_in_units_of_the_scene(files, tmp_path):
+    write_vipe(tmp_path / "vipe")
+    chosen = {"input": tmp_path / "vipe", "depth": "auto", "trajectory": ("none",), "times": (0.5,)}
+    with pytest.raises(ValueError, match="static: it knows no motion"):
+        run(files, tmp_path / "a", **chosen)
+    dynamic = str(files / "dynamic.safetensors")
+    scene, printed = run(files, tmp_path / "a", checkpoint=dynamic, units=3.0, **chosen)
+    assert "depth: ViPE's own" in printed
+    assert "lens: ViPE" in printed
+    # Depth 2 is 1 in the scene and 3 for the decoder, so 0.1 of a frame is 0.15.
+    centres = scene.given.cameras.camera_to_world[0, :, :3, 3]
+    expected = torch.arange(9)[:, None] * torch.tensor([0.15, 0.0, 0.0])
+    torch.testing.assert_close(centres, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(scene.given.cameras.intrinsics[0, 0], torch.tensor([80.0, 80, 48, 32]))
+    # The source camera sees every frame as it was.
+    source = read_video(tmp_path / "vipe" / "rgb" / "walk.mp4").float()
+    assert float((scene.given.videos[0].float() - source).abs().mean()) < 1.5
+    scene, _ = run(files, tmp_path / "b", **chosen, first_frame_only=True)
+    assert not scene.given.is_dynamic
 
 
 def test_the_fitted_unit_is_the_one_that_reproduces_the_clips(monkeypatch):

@@ -135,6 +135,15 @@ def test_the_picture_is_cropped_in_the_middle_and_its_lens_with_it():
     assert "cropped in the middle to 240 x 160 (20% cut away)" in frames.notes[-1]
 
 
+def test_a_crop_that_takes_much_says_how_to_avoid_it():
+    picture = torch.zeros(3, 400, 300, dtype=torch.uint8)
+    (note,) = image_input("a", "image", picture, settings(), SIZE).notes
+    assert "50% cut away" in note
+    assert "--height 96 --width 64 would keep it" in note
+    wide = torch.zeros(3, 100, 160, dtype=torch.uint8)
+    assert "would keep" not in image_input("a", "image", wide, settings(), SIZE).notes[0]
+
+
 def test_small_clips_are_warped_from_a_finer_picture_where_there_is_one():
     assert finer_size((128, 192), SIZE) == (128, 192)
     assert finer_size((127, 300), SIZE) == (64, 96)

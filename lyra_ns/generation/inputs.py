@@ -5,6 +5,7 @@ Shape letters: S frames that were read, H W image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ FINER = 2
 """Small clips are warped from a picture of so many times their size, so that splatting does not blur them."""
 FINER_UP_TO = 512
 """Widest clips, in pixels, that this is done for."""
+MUCH_LOST = 0.25
+"""Share of a picture that is cut away from which on it is said how to keep it."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +165,18 @@ def fitting_note(given: tuple[int, int], target: tuple[int, int], size: VideoSiz
     lost = 1 - kept[0] * kept[1] / (given[0] * given[1])
     cut = f"cropped in the middle to {kept[1]} x {kept[0]} ({lost:.0%} cut away)" if lost else "not cropped"
     small = "; it is smaller than the clips and was enlarged" if ratio < 1 else ""
+    if lost > MUCH_LOST:
+        rows, columns = uncropped_size(given, size)
+        small += f"; --height {rows} --width {columns} would keep it, at an untrained size"
     clips = f"clips of {size.width} x {size.height}"
     return f"{given[1]} x {given[0]} (width x height), {cut}, for {clips}{small}"
+
+
+def uncropped_size(given: tuple[int, int], size: VideoSize) -> tuple[int, int]:
+    """Height and width, multiples of 16, with about the area of the clips and the aspect of the picture."""
+    scale = math.sqrt(size.height * size.width / (given[0] * given[1]))
+    rows, columns = (max(1, round(side * scale / 16)) * 16 for side in given)
+    return rows, columns
 
 
 def _given_intrinsics(
