@@ -129,17 +129,24 @@ def compare_tiles(num_tokens: int, repeats: int, spread: float) -> list[Row]:
 
 
 def compare_overlap(num_tokens: int, repeats: int, spread: float) -> list[Row]:
-    """Rows of our kernel as it is, and of the overlapping one with fewer and more tiles in shared memory."""
-    from lyra_ns.kernels import overlapped_attention
+    """Rows of our kernel as it is, and of the overlapping one with each of its schedules."""
+    from lyra_ns.kernels import overlapped_attention as room
 
     parts = random_parts(num_tokens, spread)
     truth = exact_rows(parts)
     rows = [_shown({"form": "triton", **form_row(attend_in_triton, parts, truth, repeats)})]
-    for num_slots in (4, 6):
-        overlapped_attention.NUM_SLOTS = num_slots
+    before = room.SCHEDULE
+    for schedule in (
+        room.FAR_AHEAD,
+        room.IN_TURN,
+        replace(room.FAR_AHEAD, num_slots=6),
+        replace(room.IN_TURN, num_slots=6),
+    ):
+        room.SCHEDULE = schedule
         with chosen(overlap_attention=True):
             row = form_row(attend_in_triton, parts, truth, repeats)
-        rows.append(_shown({"form": "overlapped", "slots": num_slots, **row}))
+        rows.append(_shown({"form": "overlapped", **asdict(schedule), **row}))
+    room.SCHEDULE = before
     return rows
 
 

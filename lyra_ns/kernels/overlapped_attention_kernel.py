@@ -1,11 +1,15 @@
 """The Gluon kernel behind overlapped_attention.py, in which tensor cores never wait for exponentials.
 
-A program holds GROUPS groups of four warps with 64 queries each, and a fifth part that only copies keys and
-values into a ring of slots in shared memory. A group multiplies its queries with the keys of the next tile,
-and the weights of the last tile with its values, while it takes the exponentials of the current one:
+A program holds groups of four warps with 64 queries each, and one more part that only copies keys and values
+into a ring of slots in shared memory. Where there are two groups, each
+multiplies its queries with the keys of the next tile, and the weights of the last tile with its values, while
+it takes the exponentials of the current one:
 
     products:      q k(1)  w(0) v(0)  q k(2)  w(1) v(1)  q k(3)  ...
     exponentials:          exp s(1)           exp s(2)           ...
+
+Three groups have fewer registers: each waits for its scores and overlaps the values alone, while the others
+multiply, and keys and values are copied for half as many queries more.
 
 Gluon and not Triton, whose compiler waits for every product before the first use of anything after it. Scores
 and shifts are in powers of two, as in attention_kernels.py.
@@ -38,16 +42,17 @@ _LN_2 = gl.constexpr(math.log(2))
 def _copy_tiles(
     keys, values, key_slots, value_slots, key_ready, value_ready, key_free, value_free, column, num_tiles
 ):
-    """Copy all keys, one tile of zeros behind them, and all values, as slots become free."""
+    """Copy all tiles of keys and values, as slots become free; keys of a tile before values of the last."""
     NUM_SLOTS: gl.constexpr = key_slots.type.shape[0]
     KEYS: gl.constexpr = key_slots.type.shape[1]
     for tile in range(num_tiles + 1):
-        slot = tile % NUM_SLOTS
-        mbarrier.wait(key_free.index(slot), (tile // NUM_SLOTS & 1) ^ 1)
-        mbarrier.expect(key_ready.index(slot), keys.block_type.nbytes)
-        tma.async_copy_global_to_shared(
-            keys, [tile * KEYS, column], key_ready.index(slot), key_slots.index(slot)
-        )
+        if tile < num_tiles:
+            slot = tile % NUM_SLOTS
+            mbarrier.wait(key_free.index(slot), (tile // NUM_SLOTS & 1) ^ 1)
+            mbarrier.expect(key_ready.index(slot), keys.block_type.nbytes)
+            tma.async_copy_global_to_shared(
+                keys, [tile * KEYS, column], key_ready.index(slot), key_slots.index(slot)
+            )
         if tile > 0:
             before = tile - 1
             slot = before % NUM_SLOTS
@@ -71,12 +76,94 @@ def _shifts(query_slot, scale, centre, radius, column, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
+def _start_scores(query, key_slots, key_ready, tile, LAYOUT: gl.constexpr):
+    """Start the product of the queries with the keys of a tile."""
+    NUM_SLOTS: gl.constexpr = key_slots.type.shape[0]
+    KEYS: gl.constexpr = key_slots.type.shape[1]
+    ROWS: gl.constexpr = query.type.shape[0]
+    nothing = gl.zeros([ROWS, KEYS], gl.float32, LAYOUT)
+    slot = tile % NUM_SLOTS
+    mbarrier.wait(key_ready.index(slot), tile // NUM_SLOTS & 1)
+    keys = key_slots.index(slot).permute((1, 0))
+    return warpgroup_mma(query, keys, nothing, use_acc=False, is_async=True)
+
+
+@gluon.jit
+def _add_up(weights):
+    """Each thread's own sums of the weights of a tile."""
+    ROWS: gl.constexpr = weights.type.shape[0]
+    KEYS: gl.constexpr = weights.type.shape[1]
+    return gl.sum(weights.reshape([ROWS, KEYS // LANES, LANES]), 1)
+
+
+@gluon.jit
+def _start_values(weights, mixed, value_slots, value_ready, tile, LAYOUT: gl.constexpr):
+    """Start the product of the weights of a tile with its values, on top of `mixed`."""
+    NUM_SLOTS: gl.constexpr = value_slots.type.shape[0]
+    slot = tile % NUM_SLOTS
+    rounded = gl.convert_layout(weights.to(value_slots.dtype), LAYOUT)
+    mbarrier.wait(value_ready.index(slot), tile // NUM_SLOTS & 1)
+    return warpgroup_mma(rounded, value_slots.index(slot), warpgroup_mma_init(mixed), is_async=True)
+
+
+@gluon.jit
+def _mix_far_ahead(
+    query, scores, scale, shift, mixed, key_slots, value_slots, key_ready, value_ready, key_free, value_free,
+    num_tiles, SCORES: gl.constexpr, WEIGHTS: gl.constexpr,
+):  # fmt: skip
+    """(weighted values, sums of weights) of all tiles from the scores of the first one."""
+    NUM_SLOTS: gl.constexpr = key_slots.type.shape[0]
+    powers = scores * scale - shift[:, None]
+    total = _add_up(gl.zeros_like(powers))
+    mixed = warpgroup_mma_init(mixed)
+    for tile in range(num_tiles - 1):
+        scores = _start_scores(query, key_slots, key_ready, tile + 1, SCORES)
+        weights = gl.exp2(powers)
+        total += _add_up(weights)
+        # The product with the last values reads its weights from registers, which the new ones overwrite:
+        # they pass through the wait, so as not to be rounded before it.
+        mixed, weights = warpgroup_mma_wait(1, deps=[mixed, weights])
+        mbarrier.arrive(value_free.index((tile + NUM_SLOTS - 1) % NUM_SLOTS), count=1, pred=tile > 0)
+        mixed = _start_values(weights, mixed, value_slots, value_ready, tile, WEIGHTS)
+        scores = warpgroup_mma_wait(1, deps=[scores])
+        mbarrier.arrive(key_free.index((tile + 1) % NUM_SLOTS), count=1)
+        powers = scores * scale - shift[:, None]
+    weights = gl.exp2(powers)
+    total += _add_up(weights)
+    mixed, weights = warpgroup_mma_wait(0, deps=[mixed, weights])
+    mixed = _start_values(weights, mixed, value_slots, value_ready, num_tiles - 1, WEIGHTS)
+    return warpgroup_mma_wait(0, deps=[mixed]), total
+
+
+@gluon.jit
+def _mix_in_turn(
+    query, scores, scale, shift, mixed, key_slots, value_slots, key_ready, value_ready, key_free, value_free,
+    num_tiles, SCORES: gl.constexpr, WEIGHTS: gl.constexpr,
+):  # fmt: skip
+    """As `_mix_far_ahead` with one tile of scores at a time."""
+    NUM_SLOTS: gl.constexpr = key_slots.type.shape[0]
+    weights = gl.exp2(scores * scale - shift[:, None])
+    total = _add_up(weights)
+    for tile in range(num_tiles - 1):
+        scores = _start_scores(query, key_slots, key_ready, tile + 1, SCORES)
+        mixing = _start_values(weights, mixed, value_slots, value_ready, tile, WEIGHTS)
+        scores = warpgroup_mma_wait(1, deps=[scores])
+        mbarrier.arrive(key_free.index((tile + 1) % NUM_SLOTS), count=1)
+        weights = gl.exp2(scores * scale - shift[:, None])
+        total += _add_up(weights)
+        # The weights pass through the wait as in _mix_far_ahead.
+        mixed, weights = warpgroup_mma_wait(0, deps=[mixing, weights])
+        mbarrier.arrive(value_free.index(tile % NUM_SLOTS), count=1)
+    mixing = _start_values(weights, mixed, value_slots, value_ready, num_tiles - 1, WEIGHTS)
+    return warpgroup_mma_wait(0, deps=[mixing]), total
+
+
+@gluon.jit
 def _attend_rows(
     group, query_slots, query_ready, key_slots, value_slots, key_ready, value_ready, key_free, value_free,
     score_scale, centre, radius, out, logsumexp, marked, num_tokens, num_heads, num_tiles,
 ):  # fmt: skip
     """Attention of one group's queries over all keys."""
-    NUM_SLOTS: gl.constexpr = key_slots.type.shape[0]
     KEYS: gl.constexpr = key_slots.type.shape[1]
     GROUPS: gl.constexpr = query_slots.type.shape[0]
     ROWS: gl.constexpr = query_slots.type.shape[1]
@@ -88,41 +175,29 @@ def _attend_rows(
     head = gl.program_id(1)
     scale = gl.load(score_scale + head)
     mbarrier.wait(query_ready, 0)
-    query = query_slots.index(group).load(gl.DotOperandLayout(0, score_layout, 2))
     shift = _shifts(
         query_slots.index(group), scale, centre, gl.load(radius + head), head * DIM,
         gl.SliceLayout(1, score_layout),
     )  # fmt: skip
-
-    nothing = gl.zeros([ROWS, KEYS], gl.float32, score_layout)
-    total = gl.sum(nothing.reshape([ROWS, KEYS // LANES, LANES]), 1)
-    mixed = warpgroup_mma_init(gl.zeros([ROWS, DIM], gl.float32, mixed_layout))
-    mbarrier.wait(key_ready.index(0), 0)
-    scores = warpgroup_mma(query, key_slots.index(0).permute((1, 0)), nothing, use_acc=False, is_async=True)
+    if GROUPS == 2:
+        # From registers, so that products need less of the bandwidth of shared memory.
+        query = query_slots.index(group).load(gl.DotOperandLayout(0, score_layout, 2))
+    else:
+        query = query_slots.index(group)
+    scores = _start_scores(query, key_slots, key_ready, 0, score_layout)
     scores = warpgroup_mma_wait(0, deps=[scores])
     mbarrier.arrive(key_free.index(0), count=1)
-    powers = scores * scale - shift[:, None]
-    for tile in range(num_tiles):
-        slot = tile % NUM_SLOTS
-        next_slot = (tile + 1) % NUM_SLOTS
-        mbarrier.wait(key_ready.index(next_slot), (tile + 1) // NUM_SLOTS & 1)
-        next_keys = key_slots.index(next_slot).permute((1, 0))
-        scores = warpgroup_mma(query, next_keys, nothing, use_acc=False, is_async=True)
-        weights = gl.exp2(powers)
-        total += gl.sum(weights.reshape([ROWS, KEYS // LANES, LANES]), 1)
-        # The product with the last values reads its weights from registers, which the new ones overwrite:
-        # they pass through the wait, so as not to be rounded before it.
-        mixed, weights = warpgroup_mma_wait(1, deps=[mixed, weights])
-        mbarrier.arrive(value_free.index((tile + NUM_SLOTS - 1) % NUM_SLOTS), count=1, pred=tile > 0)
-        rounded = gl.convert_layout(weights.to(value_slots.dtype), weight_layout)
-        mbarrier.wait(value_ready.index(slot), tile // NUM_SLOTS & 1)
-        mixed = warpgroup_mma(
-            rounded, value_slots.index(slot), warpgroup_mma_init(mixed), use_acc=True, is_async=True
-        )
-        scores = warpgroup_mma_wait(1, deps=[scores])
-        mbarrier.arrive(key_free.index(next_slot), count=1)
-        powers = scores * scale - shift[:, None]
-    mixed = warpgroup_mma_wait(0, deps=[mixed])
+    mixed = gl.zeros([ROWS, DIM], gl.float32, mixed_layout)
+    if GROUPS == 2:
+        mixed, total = _mix_far_ahead(
+            query, scores, scale, shift, mixed, key_slots, value_slots, key_ready, value_ready, key_free,
+            value_free, num_tiles, score_layout, weight_layout,
+        )  # fmt: skip
+    else:
+        mixed, total = _mix_in_turn(
+            query, scores, scale, shift, mixed, key_slots, value_slots, key_ready, value_ready, key_free,
+            value_free, num_tiles, score_layout, weight_layout,
+        )  # fmt: skip
 
     total = gl.convert_layout(gl.sum(total, 1), row_layout)
     group_of_head = gl.program_id(0) * GROUPS + group
@@ -143,13 +218,14 @@ def _attend_rows(
 @gluon.jit
 def attend_overlapped_kernel(
     queries, keys, values, score_scale, key_centre, key_radius, out, logsumexp, marked, num_tokens, num_heads,
-    num_tiles, NUM_SLOTS: gl.constexpr, REGISTERS: gl.constexpr,
+    num_tiles,
+    GROUPS: gl.constexpr, NUM_SLOTS: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """Attention of two groups of queries of one head over all keys; marks groups whose bound has failed."""
+    """Attention of two or three groups of queries of one head; marks groups whose bound has failed."""
     ROWS: gl.constexpr = queries.block_type.shape[0]
     KEYS: gl.constexpr = keys.block_type.shape[0]
     DIM: gl.constexpr = queries.block_type.shape[1]
-    query_slots = gl.allocate_shared_memory(queries.dtype, [2, ROWS, DIM], queries.layout)
+    query_slots = gl.allocate_shared_memory(queries.dtype, [GROUPS, ROWS, DIM], queries.layout)
     key_slots = gl.allocate_shared_memory(keys.dtype, [NUM_SLOTS, KEYS, DIM], keys.layout)
     value_slots = gl.allocate_shared_memory(values.dtype, [NUM_SLOTS, KEYS, DIM], values.layout)
     query_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
@@ -161,25 +237,37 @@ def attend_overlapped_kernel(
     for slot in gl.static_range(NUM_SLOTS):
         mbarrier.init(key_ready.index(slot), count=1)
         mbarrier.init(value_ready.index(slot), count=1)
-        mbarrier.init(key_free.index(slot), count=2)
-        mbarrier.init(value_free.index(slot), count=2)
+        mbarrier.init(key_free.index(slot), count=GROUPS)
+        mbarrier.init(value_free.index(slot), count=GROUPS)
     column = gl.program_id(1) * DIM
-    row = gl.program_id(0) * 2 * ROWS
-    mbarrier.expect(query_ready, 2 * queries.block_type.nbytes)
-    for group in gl.static_range(2):
+    row = gl.program_id(0) * GROUPS * ROWS
+    mbarrier.expect(query_ready, GROUPS * queries.block_type.nbytes)
+    for group in gl.static_range(GROUPS):
         tma.async_copy_global_to_shared(
             queries, [row + group * ROWS, column], query_ready, query_slots.index(group)
         )
     slots = (key_slots, value_slots, key_ready, value_ready, key_free, value_free)
     results = (score_scale, key_centre, key_radius, out, logsumexp, marked, num_tokens, num_heads, num_tiles)
+    shared = (query_slots, query_ready) + slots + results  # noqa: RUF005
+    copied = (keys, values) + slots + (column, num_tiles)  # noqa: RUF005
     # As many registers for the part that copies as for the others: with fewer, the assembler lets no two
     # products run at once.
-    gl.warp_specialize(
-        [
-            (_attend_rows, (0, query_slots, query_ready) + slots + results),  # noqa: RUF005
-            (_attend_rows, (1, query_slots, query_ready) + slots + results),  # noqa: RUF005
-            (_copy_tiles, (keys, values) + slots + (column, num_tiles)),  # noqa: RUF005
-        ],
-        [4, 1],
-        [REGISTERS, REGISTERS],
-    )
+    first, second, third = (0,) + shared, (1,) + shared, (2,) + shared  # noqa: RUF005
+    if GROUPS == 2:
+        gl.warp_specialize(
+            [(_attend_rows, first), (_attend_rows, second), (_copy_tiles, copied)],
+            [4, 1],
+            [REGISTERS, REGISTERS],
+        )
+    else:
+        gl.static_assert(GROUPS == 3)
+        gl.warp_specialize(
+            [
+                (_attend_rows, first),
+                (_attend_rows, second),
+                (_attend_rows, third),
+                (_copy_tiles, copied),
+            ],
+            [4, 4, 1],
+            [REGISTERS, REGISTERS, REGISTERS],
+        )

@@ -10,6 +10,8 @@ from lyra_ns import attention
 from lyra_ns.attention import AttentionName, choose_attention_backend
 from lyra_ns.kernels.choices import chosen
 
+overlapped_attention = pytest.importorskip("lyra_ns.kernels.overlapped_attention")
+
 pytestmark = pytest.mark.gpu
 
 Form = attention.AttentionBackend
@@ -63,9 +65,11 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("schedule", [None, "FAR_AHEAD", "IN_TURN"])
 @pytest.mark.parametrize("case", CASES)
-def test_kernel_is_as_exact_as_cudnn(case: str, overlap: bool) -> None:
+def test_kernel_is_as_exact_as_cudnn(
+    case: str, schedule: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Values as near to float64 as bfloat16 allows, and the log-sum-exp within a rounded weight.
 
     In peaked rows cuDNN is nearer: its shift is the row's maximum, so the largest weight is exactly one, and
@@ -74,7 +78,9 @@ def test_kernel_is_as_exact_as_cudnn(case: str, overlap: bool) -> None:
     qkv = CASES[case]()
     truth, logsumexp = expected(qkv)
     parts = qkv.unbind(2)
-    with chosen(overlap_attention=overlap):
+    if schedule:
+        monkeypatch.setattr(overlapped_attention, "SCHEDULE", getattr(overlapped_attention, schedule))
+    with chosen(overlap_attention=schedule is not None):
         mixed, found = attention.attention_with_logsumexp(*parts)
     by_cudnn = relative(attention.attend_in_cudnn(*parts), truth)
     assert relative(mixed, truth) < (1.5 if case == "peaked" else 1.1) * by_cudnn + 1e-4
@@ -101,8 +107,10 @@ def test_gradients_are_as_exact_as_cudnn(scenes: int, spread: float) -> None:
         assert ours < (1.4 if spread > 1 else 1.2) * theirs + 1e-4
 
 
-def test_overlapped_kernel_repeats_itself() -> None:
+@pytest.mark.parametrize("schedule", ["FAR_AHEAD", "IN_TURN"])
+def test_overlapped_kernel_repeats_itself(schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy that comes too early or too late would change some of many results."""
+    monkeypatch.setattr(overlapped_attention, "SCHEDULE", getattr(overlapped_attention, schedule))
     parts = draw(64 * 301).unbind(2)
     with chosen(overlap_attention=True):
         first = attention.attend_in_triton(*parts)
