@@ -18,6 +18,7 @@ from lyra_ns.codec import load_codec
 from lyra_ns.data.store import LyraStore
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
 from lyra_ns.gaussians import GaussianHeadConfig
+from lyra_ns.generation import generate as generate_module
 from lyra_ns.generation.gen3c.pipeline import Gen3CPipeline, gen3c_scheduler
 from lyra_ns.generation.generate import generate
 from lyra_ns.generation.settings import GenerateSettings
@@ -76,7 +77,8 @@ def test_clips_for_a_decoder_of_another_codec_are_encoded_again(files, tmp_path)
     assert record["decoder_input"]["width"] == stored.cameras().width == 256
 
 
-def test_too_short_clips_for_another_decoder_are_refused(files, tmp_path):
+def test_too_short_clips_for_another_decoder_are_refused_before_they_are_made(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate_module, "make_clips", lambda *arguments: pytest.fail("clips were made"))
     with pytest.raises(ValueError, match=r"at least the 17 frames .* found 9"):
         run(files, tmp_path / "a", "small.safetensors", num_frames=9)
     assert not (tmp_path / "a").exists()
