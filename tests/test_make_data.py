@@ -23,7 +23,7 @@ from lyra_ns.data.writer import write_clip
 from lyra_ns.generation.cache.scene import SceneCache
 from lyra_ns.generation.depth.estimator import DepthPrediction, PlaneDepth
 from lyra_ns.generation.make_data import stages
-from lyra_ns.generation.make_data.failures import read_failures
+from lyra_ns.generation.make_data.failures import Failure, add_failure, read_failures
 from lyra_ns.generation.make_data.frame_depth import aligned_sequence, estimated_depth
 from lyra_ns.generation.make_data.run import make_data
 from lyra_ns.generation.teachers.frames import latents_of_frames
@@ -116,6 +116,21 @@ def test_a_bad_picture_is_listed_and_the_rest_goes_on(pictures: Path, tmp_path: 
     assert (again.num_made, again.num_kept) == (0, 6)
     assert "see" in again.as_text()
     assert not list((root / "static").rglob("*bad*"))
+
+
+def test_only_clips_that_failed_are_left_out(pictures: Path, tmp_path: Path) -> None:
+    """A run that is killed after the first of several failures of a scene ends as if it had not been."""
+    root = tmp_path / "out"
+    (pictures / "bad.png").write_bytes(b"no picture")
+    add_failure(root, Failure("bad", (4,), "killed after this one", attempts=1))
+    add_failure(root, Failure("scene1", (0,), "this one, too", attempts=1))
+    report = make_data(pictures, root, SETTINGS, replace(ON_CPU, clips_per_job=1))
+    assert report.num_made == 5
+    assert report.failures["bad"].trajectories == (0, 4)
+    assert report.failures["bad"].attempts == 1
+    assert report.failures["scene1"].trajectories == (0,)
+    assert make_data(pictures, root, SETTINGS, replace(ON_CPU, retry_failed=True)).num_made == 1
+    assert [failure.attempts for failure in read_failures(root).values()] == [2]
 
 
 def test_what_failed_for_a_while_is_made_later(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from lyra_ns.data.files import write_whole
@@ -20,7 +20,7 @@ class Failure:
     scene: str
     """Name of the scene."""
     trajectories: tuple[int, ...]
-    """Clips that are missing for it."""
+    """Clips that could not be made."""
     message: str
     """One sentence: why."""
     attempts: int = 1
@@ -47,21 +47,28 @@ def read_failures(root: Path) -> dict[str, Failure]:
         ) from error
 
 
-def update_failures(root: Path, failed: Iterable[Failure] = (), made: Iterable[str] = ()) -> None:
-    """Adds failures and removes those of the scenes `made`; no file if none is left."""
-    before = read_failures(root)
-    after = dict(before)
-    for name in made:
-        after.pop(name, None)
-    for failure in failed:
-        after[failure.scene] = _joined(after.get(failure.scene), failure)
-    if after == before:
+def add_failure(root: Path, failure: Failure) -> None:
+    """Lists a failure, together with what failed of the same scene before."""
+    failures = read_failures(root)
+    _write(root, {**failures, failure.scene: _joined(failures.get(failure.scene), failure)})
+
+
+def remove_failures(root: Path, scene: str, trajectories: Iterable[int]) -> None:
+    """Forgets that clips failed, since they are made now; the file goes when nothing is left in it."""
+    failures = read_failures(root)
+    earlier = failures.pop(scene, None)
+    if earlier is None:
         return
+    left = tuple(sorted({*earlier.trajectories} - {*trajectories}))
+    _write(root, {**failures, scene: replace(earlier, trajectories=left)} if left else failures)
+
+
+def _write(root: Path, failures: dict[str, Failure]) -> None:
     path = root / FILE_NAME
-    if not after:
+    if not failures:
         path.unlink(missing_ok=True)
         return
-    items = [asdict(failure) for _, failure in sorted(after.items())]
+    items = [asdict(failure) for _, failure in sorted(failures.items())]
     write_whole(
         path, json.dumps({"format": FORMAT, "failures": items}, indent=1, ensure_ascii=False).encode()
     )

@@ -13,7 +13,7 @@ from time import monotonic
 from lyra_ns.codec.interface import VideoLatentSpec
 from lyra_ns.data.manifest import Manifest, current_versions, write_manifest
 from lyra_ns.generation.make_data.clip_records import codec_of_record, record_path
-from lyra_ns.generation.make_data.failures import Failure, read_failures, update_failures
+from lyra_ns.generation.make_data.failures import Failure, add_failure, read_failures, remove_failures
 from lyra_ns.generation.make_data.jobs import Job, JobResult, Shard, finished_clips, missing_jobs
 from lyra_ns.generation.make_data.leftovers import registered_run
 from lyra_ns.generation.make_data.plan import Plan, PlannedScene, chosen_scenes, extended_plan
@@ -139,11 +139,6 @@ class _Run:
     def make(self, scenes: Sequence[PlannedScene]) -> MakeDataReport:
         """Both stages, then the books once more."""
         num_kept = sum(len(self.finished.get(scene.name, ())) for scene in scenes)
-        if not self.options.retry_failed:
-            skipped = [scene.name for scene in scenes if scene.name in self.earlier]
-            scenes = [scene for scene in scenes if scene.name not in self.earlier]
-            if skipped:
-                logger.info("%d scenes that failed earlier are left out", len(skipped))
         try:
             with self._connected():
                 self._make_pictures(scenes)
@@ -164,21 +159,28 @@ class _Run:
 
     def _make_pictures(self, scenes: Sequence[PlannedScene]) -> None:
         """Pictures of prompts that have none yet and still need one."""
-        missing = [
+        wanted = {job.scene.name: job.scene for job in missing_jobs(scenes, self._not_to_make())}
+        jobs = [
             Job(scene, ())
-            for scene in scenes
-            if scene.kind == "prompt"
-            and not self._is_complete(scene)
-            and not picture_path(self.root, scene).is_file()
+            for scene in wanted.values()
+            if scene.kind == "prompt" and not picture_path(self.root, scene).is_file()
         ]
         stage = PictureStage(self.plan.settings, self.root)
-        self._work(stage, missing, "pictures", lambda job: 1)
+        self._work(stage, jobs, "pictures", lambda job: 1)
 
     def _make_clips(self, scenes: Sequence[PlannedScene]) -> None:
         scenes = [scene for scene in scenes if scene.name not in self.failed]
-        jobs = list(missing_jobs(scenes, self.finished, self.options.clips_per_job))
+        jobs = list(missing_jobs(scenes, self._not_to_make(), self.options.clips_per_job))
         stage = ClipStage(self.plan.settings, self.source, self.root, self.folder, self.codec)
         self._work(stage, jobs, "clips", lambda job: len(job.trajectories))
+
+    def _not_to_make(self) -> dict[str, set[int]]:
+        """Clips, by scene, that are there, or that failed in earlier runs unless those are tried again."""
+        clips = {name: set(numbers) for name, numbers in self.finished.items()}
+        if not self.options.retry_failed:
+            for name, failure in self.earlier.items():
+                clips.setdefault(name, set()).update(failure.trajectories)
+        return clips
 
     def _work(self, stage: Stage, jobs: Sequence[Job], what: str, size: Callable[[Job], int]) -> None:
         if not jobs:
@@ -209,14 +211,7 @@ class _Run:
             kept = " (what was made stays: run the command again to go on)" if self.num_made else ""
             raise ValueError(f"{result.failure}{kept}")
         if result.failure is not None:
-            before = self.earlier.get(scene.name)
-            attempts = before.attempts + 1 if before else 1
-            numbers = result.job.trajectories or scene.trajectories
-            message = result.failure.replace(scene.digest, scene.name)
-            if scene.name not in self.failed:
-                logger.warning("scene %s: %s", scene.name, message)
-            self.failed.add(scene.name)
-            update_failures(self.root, failed=[Failure(scene.name, numbers, message, attempts)])
+            self._take_note_of_failure(result.job, result.failure)
             return
         self.sign_of_life()
         if not result.job.trajectories:
@@ -224,10 +219,22 @@ class _Run:
         self.codec = result.codec
         self.num_made += len(result.job.trajectories)
         self.finished.setdefault(scene.name, set()).update(result.job.trajectories)
-        if self._is_complete(scene):
-            update_failures(self.root, made=[scene.name])
+        remove_failures(self.root, scene.name, result.job.trajectories)
         if monotonic() - self._saved > MANIFEST_SECONDS:
             self._save_manifest()
+
+    def _take_note_of_failure(self, job: Job, reason: str) -> None:
+        scene, before = job.scene, self.earlier.get(job.scene.name)
+        numbers = job.trajectories or scene.trajectories
+        attempts = before.attempts if before else 1
+        if before and set(numbers) & set(before.trajectories):
+            attempts = before.attempts + 1
+        # Teachers may know the scene by its digest only.
+        message = reason.replace(scene.digest, scene.name)
+        if scene.name not in self.failed:
+            logger.warning("scene %s: %s", scene.name, message)
+        self.failed.add(scene.name)
+        add_failure(self.root, Failure(scene.name, numbers, message, attempts))
 
     def _is_complete(self, scene: PlannedScene) -> bool:
         return set(scene.trajectories) <= self.finished.get(scene.name, set())
