@@ -151,9 +151,18 @@ def _launch(
 
 def suits_overlap(query: Tensor, key: Tensor) -> bool:
     """Whether the kernel of overlapped_attention.py takes these tensors: 16 bits, and whole tiles of keys."""
-    return (
-        query.is_cuda and query.dtype == key.dtype == torch.bfloat16 and key.shape[1] % OVERLAPPED_KEYS == 0
-    )
+    is_whole = query.dtype == key.dtype == torch.bfloat16 and key.shape[1] % OVERLAPPED_KEYS == 0
+    return is_whole and query.is_cuda and _has_gluon()
+
+
+@cache
+def _has_gluon() -> bool:
+    """Whether this Triton has the language of the overlapping kernel."""
+    try:
+        import lyra_ns.kernels.overlapped_attention_kernel  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def _launch_tiles(
