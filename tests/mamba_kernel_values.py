@@ -20,7 +20,7 @@ from lyra_ns.decoder import LatentGaussianDecoder
 from lyra_ns.decoder_blocks import MambaBlock
 from lyra_ns.decoder_config import DecoderConfig
 from lyra_ns.kernels import added_norm, convolution, gated_norm, residual_norm
-from lyra_ns.kernels.choices import CHOICES, chosen
+from lyra_ns.kernels.choices import chosen
 from lyra_ns.residual_branches import suits_chain
 from lyra_ns.ssd import ScanBackend
 from lyra_ns.ssd_bidirectional import convolve_in_torch, join_in_torch
@@ -52,11 +52,8 @@ def error(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
-def compare_convolution(
-    batch: int, tokens: int, inner: int, state: int, heads: int, taps: int, walk: bool = False
-) -> Errors:
+def compare_convolution(batch: int, tokens: int, inner: int, state: int, heads: int, taps: int) -> Errors:
     """Both directions' convolution; the sizes may end inside a block of the kernel."""
-    CHOICES.walk_convolution = walk
     channels = inner + 2 * state
     inputs = {
         "projected": torch.randn(batch, tokens, inner + channels + heads),
@@ -157,12 +154,6 @@ CASES: dict[str, list[Callable[[], Errors]]] = {
         lambda: compare_convolution(2, 1, 8, 4, 1, 4),
         lambda: compare_convolution(1, 9, 12, 4, 2, 3),
     ],
-    "walking_convolution": [
-        lambda: compare_convolution(2, 13, 32, 16, 4, 4, walk=True),
-        lambda: compare_convolution(1, 3, 70, 6, 3, 4, walk=True),
-        lambda: compare_convolution(2, 1, 8, 4, 1, 4, walk=True),
-        lambda: compare_convolution(1, 9, 12, 4, 2, 3, walk=True),
-    ],
     "gated_norm": [
         lambda: compare_gated_norm(2, 13, 32),
         lambda: compare_gated_norm(1, 1, 12),
@@ -182,9 +173,7 @@ CASES: dict[str, list[Callable[[], Errors]]] = {
 if __name__ == "__main__":
     torch.manual_seed(0)
     # Several programs per sequence, although it is short.
-    convolution.TILE_BYTES = 1024  # 4 tokens, as in bfloat16
-    convolution.FORWARD_TOKENS = convolution.BACKWARD_TOKENS = 8
-    convolution.WALK_FORWARD = convolution.Walk(channels=32, stride=2, tokens=8)
-    convolution.WALK_BACKWARD = convolution.Walk(channels=16, stride=3, tokens=8)
+    convolution.FORWARD = convolution.Walk(channels=32, stride=2, tokens=8)
+    convolution.BACKWARD = convolution.Walk(channels=16, stride=3, tokens=8)
     gated_norm.BACKWARD_TOKENS = residual_norm.BACKWARD_TOKENS = 8
     print(json.dumps([case() for case in CASES[sys.argv[1]]]))

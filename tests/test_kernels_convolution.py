@@ -24,10 +24,9 @@ def kernel_errors(name: str) -> list[dict[str, float]]:
     return json.loads(run.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", ["convolution", "walking_convolution"])
-def test_convolution_equals_torch(name: str) -> None:
+def test_convolution_equals_torch() -> None:
     """Five results, three gradients: batches, odd lengths, fewer tokens than taps, cut blocks, other taps."""
-    cases = kernel_errors(name)
+    cases = kernel_errors("convolution")
     assert len(cases) == 4
     for case in cases:
         assert len(case) == 8

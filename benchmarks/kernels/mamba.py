@@ -7,7 +7,7 @@ tiles are varied instead. Random weights: speed does not depend on their values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
@@ -184,16 +184,11 @@ class Stages:
     def tuned(self, repetitions: int) -> Iterator[tuple[str, float]]:
         """Times of the kernels by the sizes of their tiles."""
         convolve = self.forward()["convolution"][0]
-        sizes: dict[str, tuple[int, ...]] = {
-            "CHANNEL_BLOCK": (32, 64, 128),
-            "FORWARD_TILE_BYTES": (512, 1024),
-            "FORWARD_TOKENS": (32, 64, 128, 256),
-        }
-        yield from _varied("convolution", convolution, sizes, convolve, repetitions)
+        walks = [convolution.Walk(*sizes) for sizes in product((64, 128), (4, 8), (256, 512))]
+        yield from _varied("convolution", convolution, {"FORWARD": walks}, convolve, repetitions)
         both_ways = self.backward()
-        sizes = {"CHANNEL_BLOCK": (32, 64), "BACKWARD_TILE_BYTES": (512, 1024), "BACKWARD_TOKENS": (256, 512)}
         work = both_ways["convolution, both ways"]
-        yield from _varied("convolution, both ways", convolution, sizes, work, repetitions)
+        yield from _varied("convolution, both ways", convolution, {"BACKWARD": walks}, work, repetitions)
         work = self.forward()["gated norm and sum"][0]
         yield from _varied("gated norm", gated_norm, {"FORWARD_BLOCK": (1, 2, 4)}, work, repetitions)
         sizes = {"BACKWARD_BLOCK": (1, 2), "BACKWARD_TOKENS": (32, 64, 128)}
@@ -202,7 +197,7 @@ class Stages:
 
 
 def _varied(
-    title: str, module: ModuleType, sizes: dict[str, tuple[int, ...]], work: Work, repetitions: int
+    title: str, module: ModuleType, sizes: Mapping[str, Sequence[Any]], work: Work, repetitions: int
 ) -> Iterator[tuple[str, float]]:
     """Times of `work` under all combinations of the module's constants."""
     for values in product(*sizes.values()):
@@ -213,7 +208,7 @@ def _varied(
 
 
 @contextmanager
-def _constants(module: ModuleType, values: dict[str, int]) -> Iterator[None]:
+def _constants(module: ModuleType, values: dict[str, Any]) -> Iterator[None]:
     before = {name: getattr(module, name) for name in values}
     vars(module).update(values)
     try:

@@ -21,9 +21,6 @@ class KernelChoices:
     fuse_residuals: bool = False
     """Without gradient, add the result of a branch to the stream in the kernel of the next branch's norm
     (residual_branches.py)."""
-    walk_convolution: bool = False
-    """Convolve token after token with a window in registers (convolution_walk_kernels.py), forward and
-    backward, in place of tiles that read their neighbours' tokens again."""
     train_with_own_scan: bool = False
     """Where a gradient is wanted run the state scan forward in our kernels, too (ssd_training.py)."""
     overlap_attention: bool = False

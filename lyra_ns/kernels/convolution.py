@@ -18,25 +18,12 @@ import triton
 from jaxtyping import Float
 from torch import Tensor
 
-from lyra_ns.kernels.choices import CHOICES
 from lyra_ns.kernels.convolution_kernels import convolution_backward_kernel, convolution_kernel
-from lyra_ns.kernels.convolution_walk_kernels import convolution_walk_backward_kernel, convolution_walk_kernel
 from lyra_ns.ssd_bidirectional import DirectedTokens
-
-CHANNEL_BLOCK = 64
-"""Channels that one warp holds at a time."""
-FORWARD_TILE_BYTES = 1024
-"""What one warp loads at a time, 32 bytes for each thread: 8 tokens in bfloat16."""
-BACKWARD_TILE_BYTES = 512
-"""As above in the backward kernel, which holds more beside it."""
-FORWARD_TOKENS = 64
-"""Tokens that one program of the forward kernel walks through."""
-BACKWARD_TOKENS = 512
-"""As above in the backward kernel, each of whose programs writes its own sum of weight gradients."""
 
 
 class Walk(NamedTuple):
-    """How a walking kernel (convolution_walk_kernels.py) goes through the sequence."""
+    """How a kernel goes through the sequence."""
 
     channels: int
     """Channels that one warp holds."""
@@ -46,9 +33,9 @@ class Walk(NamedTuple):
     """Tokens of one program."""
 
 
-WALK_FORWARD = Walk(channels=128, stride=4, tokens=256)
+FORWARD = Walk(channels=128, stride=4, tokens=256)
 """The forward kernel holds little: wider loads and stores."""
-WALK_BACKWARD = Walk(channels=64, stride=8, tokens=512)
+BACKWARD = Walk(channels=64, stride=8, tokens=512)
 """The backward kernel holds sums of weight gradients, too."""
 
 
@@ -112,17 +99,18 @@ class _Sizes(NamedTuple):
         batch, tokens = projected.shape[:2]
         return _Sizes(batch, tokens, inner, (channels - inner) // 2, heads, weight.shape[1])
 
-    def constants(self, tokens_per_program: int, channels: int) -> dict[str, int]:
+    def constants(self, walk: Walk) -> dict[str, int]:
         """Numbers that the kernels are compiled for."""
         return {
             "INNER": self.inner,
             "STATE": self.state,
             "HEADS": self.heads,
             "TAPS": self.taps,
-            "CHANNEL_BLOCK": channels,
+            "CHANNEL_BLOCK": walk.channels,
             "HEAD_BLOCK": triton.next_power_of_2(self.heads),
-            "TOKENS": tokens_per_program,
-            "NUM_BLOCKS": triton.cdiv(self.inner, channels) + 2 * triton.cdiv(self.state, channels),
+            "TOKENS": walk.tokens,
+            "STRIDE": walk.stride,
+            "NUM_BLOCKS": triton.cdiv(self.inner, walk.channels) + 2 * triton.cdiv(self.state, walk.channels),
         }
 
 
@@ -132,19 +120,11 @@ def _convolve(projected: Tensor, weight: Tensor, bias: Tensor, sizes: _Sizes) ->
         projected.new_empty(sizes.batch, sizes.tokens, 2, size)
         for size in (sizes.inner, sizes.heads, sizes.state, sizes.state)
     ]
-    walks = CHOICES.walk_convolution
-    if walks:
-        constants = sizes.constants(WALK_FORWARD.tokens, WALK_FORWARD.channels)
-    else:
-        constants = sizes.constants(FORWARD_TOKENS, CHANNEL_BLOCK)
+    constants = sizes.constants(FORWARD)
     grid = (triton.cdiv(sizes.tokens, constants["TOKENS"]) * constants["NUM_BLOCKS"], sizes.batch)
     arguments = (projected, weight, bias, *outputs, sizes.tokens)
     with torch.cuda.device_of(projected):
-        if walks:
-            convolution_walk_kernel[grid](*arguments, **constants, STRIDE=WALK_FORWARD.stride, num_warps=1)
-        else:
-            tile = FORWARD_TILE_BYTES // (CHANNEL_BLOCK * projected.element_size())
-            convolution_kernel[grid](*arguments, **constants, TOKEN_BLOCK=tile, num_warps=1)
+        convolution_kernel[grid](*arguments, **constants, num_warps=1)
     return outputs
 
 
@@ -152,25 +132,12 @@ def _convolve_backward(
     projected: Tensor, weight: Tensor, bias: Tensor, grad_outputs: list[Tensor], sizes: _Sizes
 ) -> tuple[Tensor, Tensor]:
     """Launch the backward kernel: gradients of all projected but the gate, taps and bias [2, K+1, C]."""
-    walks = CHOICES.walk_convolution
-    if walks:
-        constants = sizes.constants(WALK_BACKWARD.tokens, WALK_BACKWARD.channels)
-    else:
-        constants = sizes.constants(BACKWARD_TOKENS, CHANNEL_BLOCK)
+    constants = sizes.constants(BACKWARD)
     num_parts = triton.cdiv(sizes.tokens, constants["TOKENS"])
     grad_projected = torch.empty_like(projected)
     parts = bias.new_empty(sizes.batch, num_parts, 2, sizes.taps + 1, bias.shape[1], dtype=torch.float32)
     grid = (num_parts * constants["NUM_BLOCKS"], sizes.batch)
     arguments = (projected, weight, bias, *grad_outputs, grad_projected, parts, sizes.tokens)
     with torch.cuda.device_of(projected):
-        if walks:
-            convolution_walk_backward_kernel[grid](
-                *arguments, **constants, STRIDE=WALK_BACKWARD.stride, num_warps=1
-            )
-        else:
-            tile = BACKWARD_TILE_BYTES // (CHANNEL_BLOCK * projected.element_size())
-            rows = triton.next_power_of_2(sizes.taps + 1)
-            convolution_backward_kernel[grid](
-                *arguments, **constants, TOKEN_BLOCK=tile, ROWS=rows, num_warps=1
-            )
+        convolution_backward_kernel[grid](*arguments, **constants, num_warps=1)
     return grad_projected, parts.sum((0, 1))

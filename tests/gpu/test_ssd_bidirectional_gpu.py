@@ -25,7 +25,7 @@ pytestmark = pytest.mark.gpu
 
 CHOICES: list[dict[str, bool]] = [
     {},
-    {"walk_convolution": True, "train_with_own_scan": True, "round_state_updates": True},
+    {"train_with_own_scan": True, "round_state_updates": True},
 ]
 """Both ways of what the kernels choose (kernels/choices.py)."""
 
