@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -111,6 +112,12 @@ def test_a_mirrored_picture_has_mirrored_depth(estimator: SmallDepth) -> None:
     straight, mirrored = (estimator.predict(x).depth for x in (image, image.flip(-1)))
     torch.testing.assert_close(mirrored.flip(-1), straight, rtol=1e-3, atol=1e-3)
     assert float(straight.std()) > 1e-3
+
+
+def test_contrast_is_a_power_of_depth(estimator: SmallDepth) -> None:
+    image = picture(64, 96)
+    whole, half = (replace(estimator, contrast=power).predict(image).depth for power in (1.0, 0.5))
+    torch.testing.assert_close(half, whole.sqrt())
 
 
 def test_working_sizes_keep_aspect_and_area() -> None:
@@ -360,6 +367,6 @@ def assert_better(found: DepthErrors, than_constant: float, than_plane: float) -
 @pytest.mark.skipif(not SHIPPED.is_file(), reason="the small depth network is not trained yet")
 def test_the_shipped_network_knows_depth() -> None:
     estimator = load_small_depth()
-    assert_better(errors_on_drawn_scenes(estimator, 6), 0.6, 0.8)
-    assert_better(errors_on_sample_scenes(estimator, 6), 0.6, 0.8)
-    assert_better(errors_on_photograph(estimator), 1.0, 1.0)
+    assert_better(errors_on_drawn_scenes(estimator, 6), 0.97, 0.97)
+    assert_better(errors_on_sample_scenes(estimator, 6), 0.8, 0.7)
+    assert_better(errors_on_photograph(estimator), 0.7, 0.97)
