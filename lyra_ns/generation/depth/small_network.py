@@ -39,8 +39,11 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 TRUNK_CHANNELS = (64, 192, 256)
 """Channels of the trunk's features at a quarter, an eighth and a sixteenth of the picture."""
 KEPT_CONTRAST = 0.6
-"""Power of the predicted depth, whose median is 1. On pictures unlike those that it was trained on the network
-overdoes the distances; this value serves held-out scenes of both generators best, and was not chosen on photos."""
+"""Power of the predicted depth, whose median is 1.
+
+On pictures unlike those that it was trained on the network overdoes distances; this value serves held-out
+scenes of both generators best, and was not chosen on photographs.
+"""
 
 
 @dataclass(frozen=True)
