@@ -32,7 +32,8 @@ def _round_rows_kernel(rows, rounded, scale, WIDTH: tl.constexpr, BLOCK: tl.cons
     mask = channel < WIDTH
     values = tl.load(rows + row * WIDTH + channel, mask=mask, other=0.0).to(tl.float32)
     largest = tl.maximum(tl.max(tl.abs(values), 0), 1e-30)
-    # Rounded divisions, as torch's: a last bit that is off sends ties, of which there are many, elsewhere.
+    # Rounded divisions: a last bit that is off sends ties, of which there are many, elsewhere. torch divides
+    # by 448 so on a CPU alone; on CUDA it multiplies with a rounded reciprocal, and its scales may differ.
     factor = tl.div_rn(largest, 448.0)
     tl.store(scale + row, factor)
     values = tl.minimum(tl.maximum(tl.div_rn(values, factor), -448.0), 448.0)
