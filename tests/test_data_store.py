@@ -308,6 +308,34 @@ def test_poses_of_reversed_views_are_put_in_forward_time(tmp_path, pose_flipped)
         torch.testing.assert_close(clip.cameras().camera_to_world, poses)
 
 
+@pytest.mark.parametrize("pose_flipped", [True, False])
+def test_manifest_decides_the_pose_order_unless_the_user_does(tmp_path, pose_flipped):
+    dynamic_scene(tmp_path, pose_flipped)
+    sizes = ("linear", NUM_FRAMES, HEIGHT, WIDTH, {"s": list(range(12))})
+    for stated in ("as_is", "reverse"):
+        write_manifest(tmp_path, Manifest(*sizes, is_dynamic=True, flipped_pose_order=stated))
+        store = LyraStore(tmp_path)
+        assert store.scene("s").clips[7].reverse_poses == (stated == "reverse")
+        assert not store.scene("s").clips[1].reverse_poses
+        assert check_dataset(tmp_path).pose_orders == {"s": stated}
+        for order in ("as_is", "reverse"):
+            clip = LyraStore(tmp_path, flipped_pose_order=order).scene("s").clips[7]
+            assert clip.reverse_poses == (order == "reverse")
+
+
+def test_manifests_of_earlier_versions_leave_the_pose_order_open(tmp_path):
+    dynamic_scene(tmp_path, pose_flipped=False)
+    sizes = ("linear", NUM_FRAMES, HEIGHT, WIDTH, {"s": list(range(12))})
+    path = write_manifest(tmp_path, Manifest(*sizes, is_dynamic=True))
+    content = json.loads(path.read_text())
+    assert content.pop("flipped_pose_order") == "auto"
+    path.write_text(json.dumps(content))
+    assert LyraStore(tmp_path).scene("s").clips[7].reverse_poses
+    path.write_text(json.dumps({**content, "flipped_pose_order": "backwards"}))
+    with pytest.raises(ValueError, match="auto, as_is, reverse, found 'backwards'"):
+        LyraStore(tmp_path)
+
+
 def test_undecidable_pose_order_is_read_as_stored_and_logged(tmp_path, caplog):
     dynamic_scene(tmp_path, pose_flipped=False)
     for trajectory in range(6, 11):

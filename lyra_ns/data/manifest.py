@@ -7,12 +7,14 @@ import logging
 import platform
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
 
 import lyra_ns
 from lyra_ns.data.files import Source, write_whole
+from lyra_ns.data.pose_order import FlippedPoseOrder
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,8 @@ class Manifest:
     """Fingerprint of that codec's weights (`VideoLatentSpec.digest`); empty where it is not known."""
     focal_lengths: list[float] = field(default_factory=lambda: [0.9, 0.9])
     """Shortest and longest focal length of generated data, in image widths."""
+    flipped_pose_order: FlippedPoseOrder = "auto"
+    """How the poses of views 6 to 11 of dynamic scenes are stored; `auto` leaves it to a look at each scene."""
 
 
 def write_manifest(root: Path, manifest: Manifest) -> Path:
@@ -81,6 +85,9 @@ def read_manifest(root: Source) -> Manifest | None:
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             logger.info("%s was not written by lyra_ns: listing the folders instead", path)
             return None
+        order, orders = content.get("flipped_pose_order", "auto"), get_args(FlippedPoseOrder)
+        if order not in orders:
+            raise ValueError(f"flipped_pose_order must be one of {', '.join(orders)}, found {order!r}")
         known = {item.name for item in fields(Manifest)}
         return Manifest(**{key: value for key, value in content.items() if key in known})
     except (ValueError, TypeError) as error:

@@ -128,7 +128,8 @@ class LyraStore:
 
     `root` holds the numbered folders, or `static` or `dynamic` with them, or tars of those, or is one tar;
     tars are read in place. FileNotFoundError if it does not, or if it holds no clip. `flipped_pose_order`
-    says how the poses of views 6 to 11 of dynamic scenes are stored; `auto` looks at each scene.
+    says how the poses of views 6 to 11 of dynamic scenes are stored; `auto` asks the manifest, and where
+    that does not say it looks at each scene.
     """
 
     def __init__(self, root: Path | str, flipped_pose_order: FlippedPoseOrder = "auto") -> None:
@@ -202,13 +203,18 @@ class LyraStore:
         return LyraClip(name, trajectory, self.trajectory_root / str(trajectory), reverse_poses, self.spec)
 
     def stored_pose_order(self, name: str) -> PoseOrder | None:
-        """How the poses of views 6 to 11 are stored, by the ends of paths or the frames; None if unclear.
+        """How the poses of views 6 to 11 are stored, by the manifest, the ends of paths or the frames.
 
-        None too where there are no such views, or none in forward time to compare them with.
+        None if unclear; where the manifest does not say it, also where no view is in forward time to compare
+        them with. The ends tell only of source cameras that stand still, as those of official data do.
         """
         flipped = [trajectory for trajectory in self.listing[name] if trajectory >= FIRST_FLIPPED_ID]
         forward = [trajectory for trajectory in self.listing[name] if trajectory < FIRST_FLIPPED_ID]
-        if not self.is_dynamic or not flipped or not forward:
+        if not self.is_dynamic or not flipped:
+            return None
+        if self.manifest is not None and self.manifest.flipped_pose_order != "auto":
+            return self.manifest.flipped_pose_order
+        if not forward:
             return None
         clips = [self._clip(name, trajectory) for trajectory in flipped]
         start = self._clip(name, forward[0]).cameras().camera_to_world[0]

@@ -147,6 +147,7 @@ def write_latents(folder: Path, given: DecoderInput, seed: int) -> None:
         is_dynamic=given.is_dynamic,
         seed=seed,
         codec_digest=given.spec.digest,
+        flipped_pose_order="as_is",
     )
     write_manifest(folder, manifest)
 

@@ -192,7 +192,7 @@ def _first_manifest(jobs: SceneJobs, codec_digest: str) -> Manifest:
         codec=jobs.codec, num_frames=jobs.size.num_frames, height=jobs.size.height, width=jobs.size.width,
         scenes={}, splits={"train": [], "test": []}, is_dynamic=jobs.dynamic, seed=jobs.seed,
         versions={**current_versions(), "textures": digest}, codec_digest=codec_digest,
-        focal_lengths=list(jobs.size.focal_lengths),
+        focal_lengths=list(jobs.size.focal_lengths), flipped_pose_order="as_is",
     )  # fmt: skip
     earlier = read_manifest(jobs.root)
     if earlier is None:
@@ -210,7 +210,8 @@ def _first_manifest(jobs: SceneJobs, codec_digest: str) -> Manifest:
             f"{jobs.root} was written with other textures ({earlier.versions['textures']}, now {digest}): "
             "take another output folder, or the same texture atlas"
         )
-    return earlier
+    # Manifests of earlier versions do not say what always held.
+    return replace(earlier, flipped_pose_order=fresh.flipped_pose_order)
 
 
 def _with_scene(manifest: Manifest, jobs: SceneJobs, index: int) -> Manifest:

@@ -272,6 +272,7 @@ class _Run:
             seed=settings.seed,
             versions={**current_versions(), "teacher": settings.teacher.teacher},
             codec_digest=self.codec.digest,
+            flipped_pose_order="as_is",
         )
         write_manifest(self.root, manifest)
 
