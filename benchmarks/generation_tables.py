@@ -9,10 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.table_text import NOTHING, Row, cell, origin, read, table
+from benchmarks.table_text import NOTHING, Measure, Row, cell, numbers, origin, read, table
 
 RESULT_FILE = "generation_h200.json"
 """The file that the documentation shows."""
+SPLAT_FILE = "splat_h200.json"
+"""The file of `python -m benchmarks.splat` that the documentation shows."""
+SPLAT_COLUMNS = (
+    Measure("ms_per_frame", "ms per frame", 2),
+    Measure("growth_gib", "GiB above the inputs", 2),
+    Measure("same_mask", "same mask", 5),
+    Measure("colour_difference", "difference of colours", 6),
+)
+"""What is measured of the 3D cache."""
 CAVEAT = (
     "Random weights: how far a way changes results must be judged again on released ones, step caching above "
     "all."
@@ -106,6 +115,17 @@ def codec_table(parts: Row) -> str:
     return f"The tokenizer at {_clip(parts['codec'])}.\n\n{table(['what', 's', 'peak GiB'], lines)}"
 
 
+def splat_table(results: Path) -> str:
+    """Time of the 3D cache by way, each beside a loop over frames; empty where it was not measured."""
+    if not (results / SPLAT_FILE).is_file():
+        return ""
+    content = read(results / SPLAT_FILE)
+    lines = [[row["way"], *numbers([row], SPLAT_COLUMNS)] for row in content["rows"]]
+    titles = ["way", *(column.title for column in SPLAT_COLUMNS)]
+    sentence = f"The 3D cache of one picture seen along a path, {_clip(content)}; colours beside the loop's."
+    return f"{sentence}\n\n{table(titles, lines)}\n\n{origin(content)}"
+
+
 def _clip(part: Row) -> str:
     size = part["size"]
     return f"{size['num_frames']} frames of {size['height']}x{size['width']}"
@@ -151,5 +171,5 @@ def _table_of(part: str) -> Callable[[Path], str]:
 GENERATION_TABLES: dict[str, Callable[[Path], str]] = {
     f"generation_{part}": _table_of(part)
     for part in ("evaluations", "guidance", "errors", "deviations", "policies", "codec")
-}
+} | {"splat": splat_table}
 """Tables by the name in their marker."""

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from benchmarks.environment import describe_environment
 from benchmarks.full_size.inputs import Size, cameras
-from benchmarks.table_text import Measure, numbers, table
+from benchmarks.generation_tables import SPLAT_COLUMNS
+from benchmarks.table_text import numbers, table
 from lyra_ns.cameras import CameraPath
 from lyra_ns.data.files import write_whole
 from lyra_ns.device_memory import GIB
@@ -43,12 +44,6 @@ WAYS: dict[str, tuple[CacheSettings, bool]] = {
     "at once, soft, foreground masking": (CacheSettings(), False),
 }
 """Name of each row, its settings, and whether it is the plain loop."""
-COLUMNS = (
-    Measure("ms_per_frame", "ms per frame", 2),
-    Measure("growth_gib", "GiB above the inputs", 2),
-    Measure("same_mask", "same mask", 5),
-    Measure("colour_difference", "difference of colours", 6),
-)
 
 
 def scene(size: Size, device: torch.device | str) -> tuple[Tensor, Tensor]:
@@ -148,8 +143,8 @@ def main(
     """Print the table, and write its rows to the JSON file `output` if one is named."""
     size = Size(num_frames, height, width)
     rows = rows_of(size, device, num_views, repetitions)
-    titles = ["way", *(column.title for column in COLUMNS)]
-    print(table(titles, [[row["way"], *numbers([row], COLUMNS)] for row in rows]), flush=True)
+    titles = ["way", *(column.title for column in SPLAT_COLUMNS)]
+    print(table(titles, [[row["way"], *numbers([row], SPLAT_COLUMNS)] for row in rows]), flush=True)
     if output is not None:
         content = {
             "environment": describe_environment(device),
