@@ -18,11 +18,7 @@ from lyra_ns.ssd import ScanName
 
 def suits_chain(scan: ScanName) -> bool:
     """Whether the blocks may run as a chain: no gradient wanted, and kernels of our own at work."""
-    if torch.is_grad_enabled() or scan != "fused":
-        return False
-    from lyra_ns.kernels.choices import CHOICES
-
-    return CHOICES.fuse_residuals
+    return not torch.is_grad_enabled() and scan == "fused"
 
 
 def branch_dtype(tokens: Tensor) -> torch.dtype:

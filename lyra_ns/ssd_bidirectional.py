@@ -24,7 +24,7 @@ from lyra_ns.ssd import KERNEL_CHUNK, ScanWeights, why_no_mamba_ssm
 from lyra_ns.ssd_states import chunked_states
 
 FORWARD_KERNEL_STATES = (64, 128, 256)
-"""State sizes for which the state scan without gradient has tiles that fit a Hopper card."""
+"""State sizes for which our forward state scan has tiles that fit a Hopper card."""
 
 
 class DirectedTokens(NamedTuple):
@@ -146,7 +146,10 @@ def scan_states_in_kernels(
     skip: Float[Tensor, " heads"],
     step_bias: Float[Tensor, " heads"],
 ) -> Float[Tensor, "B N heads P"]:
-    """As `scan_states_in_torch`: our kernels without gradient, mamba-ssm's with it (or both), else torch."""
+    """As `scan_states_in_torch`: our kernels where they suit, with gradient before mamba-ssm's backward ones.
+
+    Elsewhere all of mamba-ssm's, and with gradient torch where that is missing.
+    """
     inputs = (x, step, write, read)
     decay, skip, step_bias = decay.float(), skip.float(), step_bias.float()
     needs_gradient = torch.is_grad_enabled() and any(
@@ -159,7 +162,7 @@ def scan_states_in_kernels(
         return ssd_forward(*inputs, decay, skip, step_bias)
     if why_no_mamba_ssm():
         return scan_states_in_torch(*inputs, decay, skip, step_bias)
-    if suited and trains_with_own_scan():
+    if suited:
         from lyra_ns.kernels.ssd_training import scan_with_gradient
 
         return scan_with_gradient(*inputs, decay, skip, step_bias)
@@ -170,15 +173,8 @@ def scan_states_in_kernels(
     )
 
 
-def trains_with_own_scan() -> bool:
-    """Whether the state scan with gradient runs forward in our kernels (kernels/choices.py)."""
-    from lyra_ns.kernels.choices import CHOICES
-
-    return CHOICES.train_with_own_scan
-
-
 def suits_forward_kernels(x: Float[Tensor, "B N heads P"], write: Float[Tensor, "B N groups S"]) -> bool:
-    """Whether the state scan without gradient has kernels for these sizes on this card."""
+    """Whether the forward state scan has kernels of our own for these sizes on this card."""
     heads_per_group = x.shape[2] // write.shape[2]
     return (
         x.dtype in (torch.bfloat16, torch.float16)

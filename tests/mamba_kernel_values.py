@@ -20,7 +20,6 @@ from lyra_ns.decoder import LatentGaussianDecoder
 from lyra_ns.decoder_blocks import MambaBlock
 from lyra_ns.decoder_config import DecoderConfig
 from lyra_ns.kernels import added_norm, convolution, gated_norm, residual_norm
-from lyra_ns.kernels.choices import chosen
 from lyra_ns.residual_branches import suits_chain
 from lyra_ns.ssd import ScanBackend
 from lyra_ns.ssd_bidirectional import convolve_in_torch, join_in_torch
@@ -124,7 +123,7 @@ def compare_chain() -> Errors:
         decoder.scan = backend
         for block in (decoder.enc_blocks[0], decoder.enc_blocks[2]):
             block.mamba.scan = backend
-        with torch.no_grad(), chosen(fuse_residuals=True):
+        with torch.no_grad():
             assert suits_chain(backend.on_cpu) == (backend is fused)
             results.append(decoder.trunk(tokens))
     return {"tokens": error(*reversed(results))}

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lyra_ns import ssd_bidirectional
 from lyra_ns.ssd import KERNEL_CHUNK
 from lyra_ns.ssd_bidirectional import scan_states_in_torch
 
@@ -64,3 +65,14 @@ def test_gradients_reach_their_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     weighting = torch.randn_like(expected)
     gradients = [torch.autograd.grad(y, inputs, weighting) for y in (found, expected)]
     torch.testing.assert_close(*gradients)
+
+
+def test_training_takes_our_forward_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it suits and mamba-ssm is there for the way back."""
+    monkeypatch.setattr(ssd_bidirectional, "suits_forward_kernels", lambda x, write: True)
+    monkeypatch.setattr(ssd_bidirectional, "why_no_mamba_ssm", lambda: "")
+    monkeypatch.setattr(ssd_training, "ssd_forward", lambda x, *others: x * 2)
+    inputs = [tensor.detach().float().requires_grad_() for tensor in draw()]
+    found = ssd_bidirectional.scan_states_in_kernels(*inputs)
+    assert found.grad_fn is not None
+    torch.testing.assert_close(found, inputs[0] * 2)

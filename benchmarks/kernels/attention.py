@@ -23,7 +23,6 @@ from benchmarks.environment import describe_environment
 from benchmarks.full_size.measure import measure
 from lyra_ns.attention import AttentionName, attend_in_triton, choose_attention_backend
 from lyra_ns.kernels.attention import AttentionTiles, attend, attend_in_eight_bits
-from lyra_ns.kernels.choices import chosen
 
 Row = dict[str, Any]
 Part = Literal["forms", "tiles", "overlap", "training"]
@@ -129,24 +128,18 @@ def compare_tiles(num_tokens: int, repeats: int, spread: float) -> list[Row]:
 
 
 def compare_overlap(num_tokens: int, repeats: int, spread: float) -> list[Row]:
-    """Rows of our kernel as it is, and of the overlapping one with each of its schedules."""
+    """Rows of our kernel that waits for exponentials, and of the overlapping one with some rings of slots."""
     from lyra_ns.kernels import overlapped_attention as room
 
     parts = random_parts(num_tokens, spread)
     truth = exact_rows(parts)
-    rows = [_shown({"form": "triton", **form_row(attend_in_triton, parts, truth, repeats)})]
-    before = room.SCHEDULE
-    for schedule in (
-        room.FAR_AHEAD,
-        room.IN_TURN,
-        replace(room.FAR_AHEAD, num_slots=6),
-        replace(room.IN_TURN, num_slots=6),
-    ):
-        room.SCHEDULE = schedule
-        with chosen(overlap_attention=True):
-            row = form_row(attend_in_triton, parts, truth, repeats)
-        rows.append(_shown({"form": "overlapped", **asdict(schedule), **row}))
-    room.SCHEDULE = before
+    waiting = lambda *parts: attend(*parts, AttentionTiles())[0]  # noqa: E731
+    rows = [_shown({"form": "waiting", **form_row(waiting, parts, truth, repeats)})]
+    before = room.NUM_SLOTS
+    for room.NUM_SLOTS in (before, 4):
+        row = form_row(attend_in_triton, parts, truth, repeats)
+        rows.append(_shown({"form": "overlapped", "slots": room.NUM_SLOTS, **row}))
+    room.NUM_SLOTS = before
     return rows
 
 

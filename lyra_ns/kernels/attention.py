@@ -13,7 +13,9 @@ decided on the device, nothing waits for the host, and the result never depends 
 
 The special function unit of Hopper needs as long for the exponential of a score as its tensor cores need for
 the 256 operations around it. A part of the exponentials can be computed by a polynomial instead; on an H200
-the instructions that this adds cost more than it saves (benchmarks/kernels/attention.py), so it is off.
+the instructions that this adds cost more than it saves (benchmarks/kernels/attention.py), so it is off. Where
+the tokens are whole tiles another kernel runs, which takes exponentials while other products are computed
+(overlapped_attention.py): the fastest exact one.
 
 Shape letters: B scenes, N tokens, H heads, D channels of a head.
 """
@@ -21,7 +23,7 @@ Shape letters: B scenes, N tokens, H heads, D channels of a head.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -31,7 +33,6 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from lyra_ns.kernels.attention_kernels import attend_tile_kernel, largest_distances_kernel
-from lyra_ns.kernels.choices import CHOICES
 
 HEAD_DIM = 64
 """Channels of a head that the kernels are written for."""
@@ -77,11 +78,13 @@ def attend(
 
     bfloat16 in and out with float32 sums, scale D^-1/2, no mask. The three may be strided parts of one
     tensor, as a joint projection gives them; ValueError if their shapes or dtypes do not suit the kernel.
+    With `tiles` the kernel of this file runs, without them the faster one of overlapped_attention.py where
+    `suits_overlap` holds.
     """
     _check_shapes(query, key, value)
     scale = query.new_full((query.shape[0], query.shape[2]), HEAD_DIM**-0.5 * _LOG2_E, dtype=torch.float32)
     centre = key[:, :: max(1, key.shape[1] // 1024)].mean(1, dtype=torch.float32)
-    return _launch(query, key, value, scale, centre, tiles or AttentionTiles())
+    return _launch(query, key, value, scale, centre, tiles)
 
 
 def attend_in_eight_bits(
@@ -125,7 +128,7 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
 
 
 def _launch(
-    query: Tensor, key: Tensor, value: Tensor, scale: Tensor, centre: Tensor, tiles: AttentionTiles
+    query: Tensor, key: Tensor, value: Tensor, scale: Tensor, centre: Tensor, tiles: AttentionTiles | None
 ) -> tuple[Tensor, Tensor]:
     """All launches; `scale` [B, H] makes products powers of two, `centre` [B, H, D] lies amid the keys."""
     num_scenes, num_tokens, num_heads, _ = query.shape
@@ -133,19 +136,19 @@ def _launch(
     out = torch.empty(query.shape, dtype=value.dtype, device=query.device)
     logsumexp = scale.new_empty(num_scenes, num_heads, num_tokens, 1)
     radius = radius_of_keys(key, centre)
-    if CHOICES.overlap_attention and suits_overlap(query, key):
+    if tiles is None and suits_overlap(query, key):
         from lyra_ns.kernels.overlapped_attention import ROWS, attend_overlapped
 
+        tiles = AttentionTiles(queries=ROWS)
         marked = attend_overlapped(query, key, value, scale, centre, radius, out, logsumexp)
-        tiles = replace(tiles, queries=ROWS, query_in_registers=False)
     else:
+        tiles = tiles or AttentionTiles()
         num_tiles = triton.cdiv(num_tokens, tiles.queries)
         marked = torch.empty(num_scenes, num_heads, num_tiles, dtype=torch.int32, device=query.device)
         results = (scale, centre, radius, out, logsumexp, marked)
         _launch_tiles(query, key, value, *results, tiles, running_maximum=False)
-    _launch_tiles(
-        query, key, value, scale, centre, radius, out, logsumexp, marked, tiles, running_maximum=True
-    )
+    results = (scale, centre, radius, out, logsumexp, marked)
+    _launch_tiles(query, key, value, *results, tiles, running_maximum=True)
     return out, logsumexp
 
 

@@ -8,8 +8,6 @@ Shape letters: B scenes, N tokens, H heads, D channels of a head, M groups of RO
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 from jaxtyping import Float, Int
@@ -18,33 +16,14 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from lyra_ns.kernels.attention import OVERLAPPED_KEYS
-from lyra_ns.kernels.overlapped_attention_kernel import attend_overlapped_kernel
+from lyra_ns.kernels.overlapped_attention_kernel import GROUPS, attend_overlapped_kernel
 
 ROWS = 64
 """Queries of a group of four warps."""
-
-
-@dataclass(frozen=True)
-class OverlapSchedule:
-    """How the warps of a program share the work."""
-
-    groups: int
-    """Groups of ROWS queries: 2, which also multiply their next scores during exponentials, or 3."""
-    num_slots: int = 4
-    """Tiles of keys, and of values, that shared memory holds at once."""
-
-    @property
-    def registers(self) -> int:
-        """Registers of a thread: as many as all threads of the one program of a multiprocessor can have."""
-        return 65536 // ((self.groups + 1) * 128) // 8 * 8
-
-
-FAR_AHEAD = OverlapSchedule(groups=2)
-"""Everything overlaps in every group."""
-IN_TURN = OverlapSchedule(groups=3)
-"""Keys and values are copied for half as many queries more."""
-SCHEDULE = FAR_AHEAD
-"""The one in use."""
+NUM_SLOTS = 6
+"""Tiles of keys, and of values, that shared memory holds at once."""
+REGISTERS = 65536 // ((GROUPS.value + 1) * 128) // 8 * 8
+"""Registers of a thread: as many as all threads of the one program of a multiprocessor can have."""
 
 
 def attend_overlapped(
@@ -56,19 +35,17 @@ def attend_overlapped(
     radius: Float[Tensor, "B H"],
     out: Float[Tensor, "B N H D"],
     logsumexp: Float[Tensor, "B H N 1"],
-    schedule: OverlapSchedule | None = None,
 ) -> Int[Tensor, "B H M"]:
     """Marks of the groups that the bound has failed; fills `out` and `logsumexp` of all others.
 
     bfloat16 with heads side by side, N a multiple of OVERLAPPED_KEYS; `scale`, `centre` and `radius` as
-    attention.py makes them. Without `schedule` it is SCHEDULE.
+    attention.py makes them.
     """
-    schedule = schedule or SCHEDULE
     num_scenes, num_tokens, num_heads, _ = query.shape
     num_groups = triton.cdiv(num_tokens, ROWS)
     marked = torch.empty(num_scenes, num_heads, num_groups, dtype=torch.int32, device=query.device)
     for scene in range(num_scenes):
-        attend_overlapped_kernel[(triton.cdiv(num_groups, schedule.groups), num_heads)](
+        attend_overlapped_kernel[(triton.cdiv(num_groups, GROUPS.value), num_heads)](
             _descriptor(query[scene], ROWS),
             _descriptor(key[scene], OVERLAPPED_KEYS),
             _descriptor(value[scene], OVERLAPPED_KEYS),
@@ -81,11 +58,10 @@ def attend_overlapped(
             num_tokens,
             num_heads,
             num_tokens // OVERLAPPED_KEYS,
-            GROUPS=schedule.groups,
-            NUM_SLOTS=schedule.num_slots,
-            REGISTERS=schedule.registers,
+            NUM_SLOTS=NUM_SLOTS,
+            REGISTERS=REGISTERS,
             num_warps=4,
-            maxnreg=schedule.registers,
+            maxnreg=REGISTERS,
         )
     return marked
 

@@ -1,15 +1,9 @@
 """The Gluon kernel behind overlapped_attention.py, in which tensor cores never wait for exponentials.
 
-A program holds groups of four warps with 64 queries each, and one more part that only copies keys and values
-into a ring of slots in shared memory. Where there are two groups, each
-multiplies its queries with the keys of the next tile, and the weights of the last tile with its values, while
-it takes the exponentials of the current one:
-
-    products:      q k(1)  w(0) v(0)  q k(2)  w(1) v(1)  q k(3)  ...
-    exponentials:          exp s(1)           exp s(2)           ...
-
-Three groups have fewer registers: each waits for its scores and overlaps the values alone, while the others
-multiply, and keys and values are copied for half as many queries more.
+A program holds three groups of four warps with 64 queries each, and one more part that only copies keys and
+values into a ring of slots in shared memory. Each group waits for its scores and overlaps the product of the
+last weights with the values; the exponentials of one group overlap with the products of the others. Two
+groups that also multiply their next scores ahead are slower: the copies serve fewer queries.
 
 Gluon and not Triton, whose compiler waits for every product before the first use of anything after it. Scores
 and shifts are in powers of two, as in attention_kernels.py.
@@ -34,6 +28,8 @@ from lyra_ns.kernels.attention_kernels import HEADROOM, LEAST_SUM
 
 LANES = gl.constexpr(8)
 """Columns of a tile whose weights each thread sums on its own: additions between threads come once, last."""
+GROUPS = gl.constexpr(3)
+"""Groups of queries of a program."""
 
 _LN_2 = gl.constexpr(math.log(2))
 
@@ -107,40 +103,11 @@ def _start_values(weights, mixed, value_slots, value_ready, tile, LAYOUT: gl.con
 
 
 @gluon.jit
-def _mix_far_ahead(
+def _mix(
     query, scores, scale, shift, mixed, key_slots, value_slots, key_ready, value_ready, key_free, value_free,
     num_tiles, SCORES: gl.constexpr, WEIGHTS: gl.constexpr,
 ):  # fmt: skip
     """(weighted values, sums of weights) of all tiles from the scores of the first one."""
-    NUM_SLOTS: gl.constexpr = key_slots.type.shape[0]
-    powers = scores * scale - shift[:, None]
-    total = _add_up(gl.zeros_like(powers))
-    mixed = warpgroup_mma_init(mixed)
-    for tile in range(num_tiles - 1):
-        scores = _start_scores(query, key_slots, key_ready, tile + 1, SCORES)
-        weights = gl.exp2(powers)
-        total += _add_up(weights)
-        # The product with the last values reads its weights from registers, which the new ones overwrite:
-        # they pass through the wait, so as not to be rounded before it.
-        mixed, weights = warpgroup_mma_wait(1, deps=[mixed, weights])
-        mbarrier.arrive(value_free.index((tile + NUM_SLOTS - 1) % NUM_SLOTS), count=1, pred=tile > 0)
-        mixed = _start_values(weights, mixed, value_slots, value_ready, tile, WEIGHTS)
-        scores = warpgroup_mma_wait(1, deps=[scores])
-        mbarrier.arrive(key_free.index((tile + 1) % NUM_SLOTS), count=1)
-        powers = scores * scale - shift[:, None]
-    weights = gl.exp2(powers)
-    total += _add_up(weights)
-    mixed, weights = warpgroup_mma_wait(0, deps=[mixed, weights])
-    mixed = _start_values(weights, mixed, value_slots, value_ready, num_tiles - 1, WEIGHTS)
-    return warpgroup_mma_wait(0, deps=[mixed]), total
-
-
-@gluon.jit
-def _mix_in_turn(
-    query, scores, scale, shift, mixed, key_slots, value_slots, key_ready, value_ready, key_free, value_free,
-    num_tiles, SCORES: gl.constexpr, WEIGHTS: gl.constexpr,
-):  # fmt: skip
-    """As `_mix_far_ahead` with one tile of scores at a time."""
     NUM_SLOTS: gl.constexpr = key_slots.type.shape[0]
     weights = gl.exp2(scores * scale - shift[:, None])
     total = _add_up(weights)
@@ -151,7 +118,8 @@ def _mix_in_turn(
         mbarrier.arrive(key_free.index((tile + 1) % NUM_SLOTS), count=1)
         weights = gl.exp2(scores * scale - shift[:, None])
         total += _add_up(weights)
-        # The weights pass through the wait as in _mix_far_ahead.
+        # The product with the last values reads its weights from registers, which the new ones overwrite:
+        # they pass through the wait, so as not to be rounded before it.
         mixed, weights = warpgroup_mma_wait(0, deps=[mixing, weights])
         mbarrier.arrive(value_free.index(tile % NUM_SLOTS), count=1)
     mixing = _start_values(weights, mixed, value_slots, value_ready, num_tiles - 1, WEIGHTS)
@@ -165,7 +133,6 @@ def _attend_rows(
 ):  # fmt: skip
     """Attention of one group's queries over all keys."""
     KEYS: gl.constexpr = key_slots.type.shape[1]
-    GROUPS: gl.constexpr = query_slots.type.shape[0]
     ROWS: gl.constexpr = query_slots.type.shape[1]
     DIM: gl.constexpr = query_slots.type.shape[2]
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
@@ -179,26 +146,15 @@ def _attend_rows(
         query_slots.index(group), scale, centre, gl.load(radius + head), head * DIM,
         gl.SliceLayout(1, score_layout),
     )  # fmt: skip
-    if GROUPS == 2:
-        # From registers, so that products need less of the bandwidth of shared memory.
-        query = query_slots.index(group).load(gl.DotOperandLayout(0, score_layout, 2))
-    else:
-        query = query_slots.index(group)
+    query = query_slots.index(group)
     scores = _start_scores(query, key_slots, key_ready, 0, score_layout)
     scores = warpgroup_mma_wait(0, deps=[scores])
     mbarrier.arrive(key_free.index(0), count=1)
     mixed = gl.zeros([ROWS, DIM], gl.float32, mixed_layout)
-    if GROUPS == 2:
-        mixed, total = _mix_far_ahead(
-            query, scores, scale, shift, mixed, key_slots, value_slots, key_ready, value_ready, key_free,
-            value_free, num_tiles, score_layout, weight_layout,
-        )  # fmt: skip
-    else:
-        mixed, total = _mix_in_turn(
-            query, scores, scale, shift, mixed, key_slots, value_slots, key_ready, value_ready, key_free,
-            value_free, num_tiles, score_layout, weight_layout,
-        )  # fmt: skip
-
+    mixed, total = _mix(
+        query, scores, scale, shift, mixed, key_slots, value_slots, key_ready, value_ready, key_free,
+        value_free, num_tiles, score_layout, weight_layout,
+    )  # fmt: skip
     total = gl.convert_layout(gl.sum(total, 1), row_layout)
     group_of_head = gl.program_id(0) * GROUPS + group
     rows = group_of_head * ROWS + gl.arange(0, ROWS, row_layout)
@@ -219,9 +175,9 @@ def _attend_rows(
 def attend_overlapped_kernel(
     queries, keys, values, score_scale, key_centre, key_radius, out, logsumexp, marked, num_tokens, num_heads,
     num_tiles,
-    GROUPS: gl.constexpr, NUM_SLOTS: gl.constexpr, REGISTERS: gl.constexpr,
+    NUM_SLOTS: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """Attention of two or three groups of queries of one head; marks groups whose bound has failed."""
+    """Attention of GROUPS groups of queries of one head; marks groups whose bound has failed."""
     ROWS: gl.constexpr = queries.block_type.shape[0]
     KEYS: gl.constexpr = keys.block_type.shape[0]
     DIM: gl.constexpr = queries.block_type.shape[1]
@@ -253,21 +209,8 @@ def attend_overlapped_kernel(
     # As many registers for the part that copies as for the others: with fewer, the assembler lets no two
     # products run at once.
     first, second, third = (0,) + shared, (1,) + shared, (2,) + shared  # noqa: RUF005
-    if GROUPS == 2:
-        gl.warp_specialize(
-            [(_attend_rows, first), (_attend_rows, second), (_copy_tiles, copied)],
-            [4, 1],
-            [REGISTERS, REGISTERS],
-        )
-    else:
-        gl.static_assert(GROUPS == 3)
-        gl.warp_specialize(
-            [
-                (_attend_rows, first),
-                (_attend_rows, second),
-                (_attend_rows, third),
-                (_copy_tiles, copied),
-            ],
-            [4, 4, 1],
-            [REGISTERS, REGISTERS, REGISTERS],
-        )
+    gl.warp_specialize(
+        [(_attend_rows, first), (_attend_rows, second), (_attend_rows, third), (_copy_tiles, copied)],
+        [4, 4, 1],
+        [REGISTERS, REGISTERS, REGISTERS],
+    )

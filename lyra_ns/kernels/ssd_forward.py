@@ -8,7 +8,7 @@ and their notation are in ssd_forward_kernels.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
@@ -18,7 +18,6 @@ from jaxtyping import Float
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from lyra_ns.kernels.choices import CHOICES
 from lyra_ns.kernels.ssd_forward_kernels import accumulate_steps, join_segments, read_out, walk_segments
 
 DTYPES = (torch.bfloat16, torch.float16)
@@ -65,8 +64,6 @@ class ScanTiles:
 
 HOPPER_TILES = ScanTiles()
 """For 16-bit tokens, 64 channels and 256 states on an H100 or H200."""
-ROUNDED_TILES = replace(HOPPER_TILES, exact_updates=False)
-"""The same with one product for each update of the states."""
 
 
 def ssd_forward(
@@ -77,17 +74,15 @@ def ssd_forward(
     decay: Float[Tensor, " H"],
     skip: Float[Tensor, " H"],
     step_bias: Float[Tensor, " H"],
-    tiles: ScanTiles | None = None,
+    tiles: ScanTiles = HOPPER_TILES,
 ) -> Float[Tensor, "B N H P"]:
     """What the states read out plus the skipped input, in the dtype of `x`; contiguous, no gradient.
 
     `step` is raw: `step_bias` is added and softplus taken in float32. Equal to `mamba_chunk_scan_combined` of
     mamba-ssm with D, dt_bias and dt_softplus. `x`, `write` and `read` may be views into wider rows, as long
-    as the heads (groups) of a token lie side by side. Sequences of a batch run one after the other. Without
-    `tiles` they are HOPPER_TILES or, where choices.py says so, ROUNDED_TILES.
+    as the heads (groups) of a token lie side by side. Sequences of a batch run one after the other.
     """
     _check_inputs(x, step, write, read)
-    tiles = tiles or (ROUNDED_TILES if CHOICES.round_state_updates else HOPPER_TILES)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     with torch.cuda.device_of(x):
         for item in range(x.shape[0] if x.shape[1] else 0):

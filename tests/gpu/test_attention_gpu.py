@@ -1,4 +1,4 @@
-"""Our attention kernel against float64 and against cuDNN on a GPU; that it may use cuDNN's backward pass."""
+"""Our attention kernels against float64 and cuDNN on a GPU; that they may use cuDNN's backward pass."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from torch import Tensor
 
 from lyra_ns import attention
 from lyra_ns.attention import AttentionName, choose_attention_backend
-from lyra_ns.kernels.choices import chosen
-
-overlapped_attention = pytest.importorskip("lyra_ns.kernels.overlapped_attention")
+from lyra_ns.kernels.attention import AttentionTiles, attend, suits_overlap
 
 pytestmark = pytest.mark.gpu
 
@@ -58,6 +56,7 @@ CASES = {
     "flat": lambda: draw(4096),
     "two scenes, odd": lambda: draw(4099, scenes=2),
     "shorter than a tile": lambda: draw(50),
+    "one tile": lambda: draw(64),
     "peaked": lambda: draw(4096, spread=3.0),
     "two scenes, odd groups": lambda: draw(64 * 65, scenes=2),
     "large": lambda: draw(4096, spread=8.0),
@@ -65,11 +64,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("schedule", [None, "FAR_AHEAD", "IN_TURN"])
+@pytest.mark.parametrize("tiles", [None, AttentionTiles()], ids=["overlapped where whole", "waiting"])
 @pytest.mark.parametrize("case", CASES)
-def test_kernel_is_as_exact_as_cudnn(
-    case: str, schedule: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kernel_is_as_exact_as_cudnn(case: str, tiles: AttentionTiles | None) -> None:
     """Values as near to float64 as bfloat16 allows, and the log-sum-exp within a rounded weight.
 
     In peaked rows cuDNN is nearer: its shift is the row's maximum, so the largest weight is exactly one, and
@@ -78,10 +75,7 @@ def test_kernel_is_as_exact_as_cudnn(
     qkv = CASES[case]()
     truth, logsumexp = expected(qkv)
     parts = qkv.unbind(2)
-    if schedule:
-        monkeypatch.setattr(overlapped_attention, "SCHEDULE", getattr(overlapped_attention, schedule))
-    with chosen(overlap_attention=schedule is not None):
-        mixed, found = attention.attention_with_logsumexp(*parts)
+    mixed, found = attend(*parts, tiles)
     by_cudnn = relative(attention.attend_in_cudnn(*parts), truth)
     assert relative(mixed, truth) < (1.5 if case == "peaked" else 1.1) * by_cudnn + 1e-4
     assert (found.double() - logsumexp).abs().max() < 2.0**-8
@@ -107,15 +101,13 @@ def test_gradients_are_as_exact_as_cudnn(scenes: int, spread: float) -> None:
         assert ours < (1.4 if spread > 1 else 1.2) * theirs + 1e-4
 
 
-@pytest.mark.parametrize("schedule", ["FAR_AHEAD", "IN_TURN"])
-def test_overlapped_kernel_repeats_itself(schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overlapped_kernel_repeats_itself() -> None:
     """A copy that comes too early or too late would change some of many results."""
-    monkeypatch.setattr(overlapped_attention, "SCHEDULE", getattr(overlapped_attention, schedule))
     parts = draw(64 * 301).unbind(2)
-    with chosen(overlap_attention=True):
-        first = attention.attend_in_triton(*parts)
-        assert all(torch.equal(first, attention.attend_in_triton(*parts)) for _ in range(20))
-    assert relative(first, attention.attend_in_triton(*parts).double()) < 2e-3
+    assert suits_overlap(*parts[:2]), "this Triton should have Gluon"
+    first = attention.attend_in_triton(*parts)
+    assert all(torch.equal(first, attention.attend_in_triton(*parts)) for _ in range(20))
+    assert relative(first, attend(*parts, AttentionTiles())[0].double()) < 2e-3
 
 
 def test_expanded_gradient_is_taken() -> None:

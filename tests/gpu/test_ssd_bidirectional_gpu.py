@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch import Tensor
 from lyra_ns.conditioning import Conditioning
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
 from lyra_ns.decoder_blocks import MambaBlock
-from lyra_ns.kernels.choices import chosen
 from lyra_ns.kernels.convolution import convolve_both_directions
 from lyra_ns.kernels.gated_norm import gated_norm_sum
 from lyra_ns.kernels.residual_norm import branch_norm
@@ -22,20 +20,6 @@ from lyra_ns.ssd import ScanBackend, ScanWeights, choose_scan_backend, describe_
 from lyra_ns.ssd_bidirectional import convolve_in_torch, join_in_torch, suits_forward_kernels
 
 pytestmark = pytest.mark.gpu
-
-CHOICES: list[dict[str, bool]] = [
-    {},
-    {"train_with_own_scan": True, "round_state_updates": True},
-]
-"""Both ways of what the kernels choose (kernels/choices.py)."""
-
-
-@pytest.fixture(params=CHOICES, ids=["as before", "chosen"])
-def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The test runs with one way and with the other."""
-    with chosen(**request.param):
-        yield
-
 
 SMALL, OFFICIAL = (4, 64), (16, 256)
 """Heads of 64 channels in each direction, and state size."""
@@ -88,7 +72,6 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     return ((found.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
-@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize(("batch", "tokens", "sizes"), [(2, 37, SMALL), (2, 701, SMALL), (1, 2049, OFFICIAL)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-3), (torch.bfloat16, 3e-2)])
 def test_fused_equals_plain(
@@ -103,7 +86,6 @@ def test_fused_equals_plain(
     assert max(errors) < tolerance, errors
 
 
-@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("sizes", [SMALL, OFFICIAL])
 def test_inference_equals_plain(sizes: tuple[int, int]) -> None:
     """Without gradient the state scan is our own, too."""
@@ -111,7 +93,7 @@ def test_inference_equals_plain(sizes: tuple[int, int]) -> None:
     half = projected.bfloat16()
     x = half.new_empty(1, 1, 2 * sizes[0], 64)
     if not suits_forward_kernels(x, half.new_empty(1, 1, 2, sizes[1])):
-        pytest.skip("the state scan without gradient has kernels for Hopper cards alone")
+        pytest.skip("our state scan has kernels for Hopper cards alone")
     with torch.no_grad():
         found = choose_scan_backend("fused").both_directions(half, *weights)
         expected = choose_scan_backend("chunked").both_directions(half.double(), *weights)
@@ -137,7 +119,6 @@ def compare_stage(kernel: Any, truth: Any, inputs: list[Tensor], dtype: torch.dt
     return [relative_error(a, b) for a, b in zip(runs[0], runs[2], strict=True)]
 
 
-@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-3)])
 @pytest.mark.parametrize(("batch", "tokens"), [(3, 2), (2, 1037)])
 def test_stages_equal_torch(batch: int, tokens: int, dtype: torch.dtype, tolerance: float) -> None:
@@ -179,7 +160,6 @@ def split_rows(rows: Tensor, inner: int) -> tuple[Tensor, Tensor]:
     return rows[..., inner:].unflatten(-1, (2, inner)), rows[..., :inner]
 
 
-@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("autocast", [False, True])
 def test_block_equals_plain_block(autocast: bool) -> None:
     """A whole block in both regimes: float32 stream, gradients of every weight and of the tokens.
@@ -205,7 +185,6 @@ def test_block_equals_plain_block(autocast: bool) -> None:
         assert relative_error(ours, true) < 1.5 * relative_error(theirs, true) + 5e-3
 
 
-@pytest.mark.usefixtures("both_ways")
 def test_rows_beyond_32_bit_offsets() -> None:
     """A sequence whose tensors have more than 2^31 numbers, seen at its end."""
     if torch.cuda.get_device_properties(0).total_memory < 30e9:
