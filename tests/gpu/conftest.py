@@ -27,12 +27,12 @@ def untuned_mamba_ssm() -> None:
 
 
 def tuners_of_mamba_ssm() -> Iterator[Any]:
-    """Every kernel that chooses among tilings, in the modules that both forms of the scan load."""
+    """Every kernel that chooses among tilings, in the modules of the state scan."""
     import mamba_ssm.ops.triton.ssd_combined  # noqa: F401
     from triton.runtime import Autotuner
 
     for name, module in list(sys.modules.items()):
-        if name.startswith("mamba_ssm."):
+        if name.startswith("mamba_ssm.ops.triton.ssd_"):
             for kernel in list(vars(module).values()):
                 # Autotuning may lie behind heuristics, which wrap it as `fn`.
                 while kernel is not None and not isinstance(kernel, Autotuner):
