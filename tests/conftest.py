@@ -41,11 +41,28 @@ CHECKED_ROOMS = (
     "data",
     "evaluation",
     "export",
+    "generation",
 )
+KERNEL_FILES = ("generation.gen3c.fused_kernels", "generation.gen3c.rounding_kernel")
+"""Files of triton.jit inside checked rooms."""
+
+
+def checked_modules() -> list[str]:
+    """Full names of the modules of the checked rooms.
+
+    Each is named, since the hook takes what lies below a name, too, and knows no exceptions.
+    """
+    package = Path(__file__).parents[1] / "lyra_ns"
+    files = (path for path in package.rglob("*.py") if path.name != "__init__.py")
+    names = {".".join(path.relative_to(package).with_suffix("").parts) for path in files}
+    rooms = tuple(f"{room}." for room in CHECKED_ROOMS)
+    checked = (name for name in names - set(KERNEL_FILES) if f"{name}.".startswith(rooms))
+    return sorted(f"lyra_ns.{name}" for name in checked)
+
 
 # Stays installed for the whole session: rooms may be imported late, inside a test.
-install_import_hook([f"lyra_ns.{room}" for room in CHECKED_ROOMS], "beartype.beartype")
-# For tests/golden.py, the one helper; at the end, so that the installed package is never shadowed.
+install_import_hook(checked_modules(), "checked_types.checked")
+# For the helpers beside this file; at the end, so that the installed package is never shadowed.
 sys.path.append(str(Path(__file__).parent))
 
 

@@ -68,7 +68,7 @@ def test_own_blocks_refuse_what_they_do_not_know() -> None:
     transformer = prepared(use_own_blocks)
     block = transformer.transformer_blocks[0]
     with pytest.raises(ValueError, match="no ControlNet"):
-        block(drawn(1, 2, 48), None, None, controlnet_residual=drawn(1, 2, 48))
+        block(drawn(1, 2, 48), drawn(1, 2, 32), drawn(1, 48), controlnet_residual=drawn(1, 2, 48))
     stock = small_transformer()
     stock.transformer_blocks[1].before_proj = torch.nn.Identity()
     with pytest.raises(ValueError, match="ControlNet"):

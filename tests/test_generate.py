@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -370,12 +371,12 @@ def test_the_fitted_unit_is_the_one_that_reproduces_the_clips(monkeypatch):
     cameras.camera_to_world[0, :, 0, 3] = torch.linspace(0, 1, 9)
     seen: list[float] = []
 
-    class Fake:
-        device = torch.device("cpu")
+    def reconstructed(z, path, time):
+        seen.append(float(path.camera_to_world[0, -1, 0, 3]))
+        return seen[-1]
 
-        def __call__(self, z, path, time):
-            seen.append(float(path.camera_to_world[0, -1, 0, 3]))
-            return seen[-1]
+    reconstruct = mock.create_autospec(Reconstructor, instance=True, side_effect=reconstructed)
+    reconstruct.device = torch.device("cpu")
 
     def rendered(factor, views, settings):
         from types import SimpleNamespace
@@ -385,7 +386,8 @@ def test_the_fitted_unit_is_the_one_that_reproduces_the_clips(monkeypatch):
 
     monkeypatch.setattr(length_unit, "render", rendered)
     video = torch.full((9, 3, 64, 96), 128, dtype=torch.uint8)
-    unit = fitted_unit(Fake(), torch.zeros(1, 16, 2, 8, 12), cameras, [video], RenderSettings(response="ewa"))
+    settings = RenderSettings(response="ewa")
+    unit = fitted_unit(reconstruct, torch.zeros(1, 16, 2, 8, 12), cameras, [video], settings)
     assert unit.factor == pytest.approx((3.0 * 4.5) ** 0.5)
     assert len(unit.tried) == len(seen) == 6
     assert seen == pytest.approx([2.0, 3.0, 4.5, 6.5, *sorted(seen[4:])])

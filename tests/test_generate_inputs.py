@@ -17,6 +17,8 @@ from lyra_ns.data.video_files import VideoSize, video_bytes
 from lyra_ns.generation.depth import choice
 from lyra_ns.generation.depth.choice import load_depth
 from lyra_ns.generation.depth.depth_file import read_depth_file
+from lyra_ns.generation.depth.estimator import PlaneDepth
+from lyra_ns.generation.depth.moge import MoGeDepth
 from lyra_ns.generation.depth.vipe import ViPEClip
 from lyra_ns.generation.image_files import read_image
 from lyra_ns.generation.inputs import SourceFrames, finer_size, image_input, kind_of, read_image_input
@@ -309,11 +311,11 @@ def test_depth_sources_are_named_and_reasons_given(monkeypatch):
     assert "nothing was estimated" in load_depth("plane").reason
     with pytest.raises(ValueError, match="auto, small, moge"):
         load_depth("shallow")
-    monkeypatch.setattr(choice, "_small", lambda device: "the small one")
+    monkeypatch.setattr(choice, "_small", lambda device: PlaneDepth(2.0))
     monkeypatch.setattr(choice, "why_no_moge", lambda: "MoGe is not installed")
     chosen = load_depth("auto")
-    assert chosen.estimator == "the small one"
+    assert chosen.estimator == PlaneDepth(2.0)
     assert "MoGe is not installed" in chosen.reason
     monkeypatch.setattr(choice, "why_no_moge", lambda: None)
-    monkeypatch.setattr(choice, "load_moge", lambda version, device: f"moge {version}")
-    assert load_depth("auto").estimator == "moge v1"
+    monkeypatch.setattr(choice, "load_moge", lambda version, device: MoGeDepth(torch.nn.Identity(), version))
+    assert load_depth("auto").estimator.name == "moge-v1"

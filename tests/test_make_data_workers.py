@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from small_make_data import ON_CPU, SETTINGS, save_picture
 from small_workers import FragileStage
 
@@ -208,7 +209,7 @@ def test_leftovers_are_kept_while_another_run_works(tmp_path: Path) -> None:
 
 
 def test_time_that_is_left() -> None:
-    progress = RunProgress("clips", 10, None, console=None)
+    progress = RunProgress("clips", 10, None, Console())
     progress.advance(3)
     progress.advance(1, failed=True)
     assert progress.line(elapsed=240.0) == "clips: 4 of 10, 1 failed, about 6 min left"

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cache_scenes import picture
+from checked_types import unchecked
 from small_pipelines import small_stable_diffusion, small_wan_vace
 from teacher_requests import NUM_FRAMES, path_to_the_right, request_for_a_box
 
@@ -163,7 +164,7 @@ def test_memory_and_flow_shift(tmp_path: Path) -> None:
     """An unknown memory policy is named; the sampler's shift is replaced when asked for."""
     small_wan_vace().save_pretrained(tmp_path)
     codec = load_codec("linear")
-    with pytest.raises(ValueError, match="memory must be fast, balanced or low"):
+    with pytest.raises(ValueError, match="memory must be fast, balanced or low"), unchecked():
         load_wan_vace(str(tmp_path), codec, memory="tiny")
     shifted = load_wan_vace(str(tmp_path), codec, memory="low", flow_shift=5.0)
     assert shifted.pipeline.scheduler.config.flow_shift == 5.0

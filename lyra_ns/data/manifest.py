@@ -61,7 +61,7 @@ class Manifest:
     focal_lengths: list[float] = field(default_factory=lambda: [0.9, 0.9])
     """Shortest and longest focal length of generated data, in image widths."""
     flipped_pose_order: FlippedPoseOrder = "auto"
-    """How the poses of views 6 to 11 of dynamic scenes are stored; `auto` leaves it to a look at each scene."""
+    """How poses of views 6 to 11 of dynamic scenes are stored; `auto` leaves it to a look at each scene."""
 
 
 def write_manifest(root: Path, manifest: Manifest) -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -45,6 +45,7 @@ class DepthPrediction:
         return torch.where(self.known, self.depth, far)
 
 
+@runtime_checkable
 class DepthEstimator(Protocol):
     """A source of depth."""
 
