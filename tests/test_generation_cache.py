@@ -298,3 +298,12 @@ def test_bad_targets_and_frames_of_another_size_are_refused():
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match="expected"):
         CacheSettings(**wrong)
+
+
+def test_small_sources_may_be_steeper_per_pixel():
+    full = CacheSettings()
+    assert CacheSettings.for_width(1280) == CacheSettings.for_width(1920) == full
+    half, tiny = CacheSettings.for_width(640), CacheSettings.for_width(32)
+    assert (half.reliability_threshold, half.torn_threshold) == (0.1, 0.1)
+    assert tiny.reliability_threshold == tiny.torn_threshold == 0.99
+    assert replace(half, reliability_threshold=0.05, torn_threshold=0.05) == full

@@ -146,6 +146,13 @@ def follow(path: CameraPath, source: CameraPath) -> CameraPath:
     )
 
 
+def still_path(intrinsics: Float[Tensor, " 4"], num_frames: int, height: int, width: int) -> CameraPath:
+    """Cameras [L] that stand where the world begins; intrinsics in pixels of `height` x `width`."""
+    times = torch.linspace(0.0, 1.0, num_frames) if num_frames > 1 else torch.zeros(1)
+    poses = torch.eye(4).repeat(num_frames, 1, 1)
+    return CameraPath(poses, intrinsics.repeat(num_frames, 1), times, height, width)
+
+
 def reversed_in_time(path: CameraPath) -> CameraPath:
     """The same cameras, last first, with ascending moments: those of the reversed video."""
     return replace(path, camera_to_world=path.camera_to_world.flip(0), intrinsics=path.intrinsics.flip(0))

@@ -19,7 +19,7 @@ from lyra_ns.cameras import crop_and_resize_intrinsics
 from lyra_ns.data.resizing import resize_rgb
 from lyra_ns.data.video_files import VideoSize
 from lyra_ns.generation import image_files
-from lyra_ns.generation.depth.estimator import intrinsics_of_fov
+from lyra_ns.generation.depth.estimator import intrinsics_of_focal, intrinsics_of_fov
 from lyra_ns.generation.depth.vipe import ViPEClip, read_vipe, vipe_clips
 from lyra_ns.generation.image_files import check_size, read_image
 from lyra_ns.generation.settings import GenerateSettings
@@ -195,8 +195,7 @@ def _given_intrinsics(
     if settings.fov is not None:
         return intrinsics_of_fov(settings.fov, height, width), f"given as --fov {settings.fov:g}"
     if focal_share is not None:
-        focal = focal_share * width
-        intrinsics = torch.tensor([focal, focal, width / 2, height / 2])
+        intrinsics = intrinsics_of_focal(focal_share * width, height, width)
         return intrinsics, "the focal length in the picture's EXIF"
     return None, ""
 

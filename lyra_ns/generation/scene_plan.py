@@ -28,19 +28,16 @@ from lyra_ns.generation.camera_paths import (
     fitted_path,
     follow,
     lyra_six,
+    still_path,
 )
-from lyra_ns.generation.depth.scene_scale import SceneScale, scene_scale
+from lyra_ns.generation.depth.scene_scale import SceneScale, scene_depth, scene_scale
 from lyra_ns.generation.inputs import SourceFrames, masked_out
 from lyra_ns.generation.scene_depth import SceneDepth
 from lyra_ns.generation.settings import GenerateSettings
 from lyra_ns.trajectories import MOTIONS
 
-OFFICIAL_WIDTH = 1280
-"""Width in pixels for which GEN3C's thresholds are meant."""
 SAME_DRAW = {"down": "up", "counterclockwise": "clockwise"}
 """Kinds outside Lyra's six are as long as the one of the six that mirrors them."""
-SKY_DEPTH = 100.0
-"""Depth in units of the scene of what an estimator calls infinitely far, as GEN3C has it."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +105,9 @@ def plan_scene(
         pose_scale=settings.pose_scale,
         path_depth=None if frames.vipe is None else frames.vipe.depth[0],
     )
-    depth = found.depth * scale.depth_factor
-    if frames.vipe is None:
-        # An estimator's unknown is sky; ViPE's is a pixel that it did not understand.
-        depth = torch.where(depth > 0, depth, SKY_DEPTH)
+    # An estimator's unknown is sky; ViPE's is a pixel that it did not understand.
+    is_estimated = frames.vipe is None
+    depth = scene_depth(found.depth, scale) if is_estimated else found.depth * scale.depth_factor
     source = _source_cameras(frames, found, scale)
     clip_source = source.resized(size.height, size.width)
     paths = tuple(
@@ -125,26 +121,16 @@ def plan_scene(
 
 def _source_cameras(frames: SourceFrames, found: SceneDepth, scale: SceneScale) -> CameraPath:
     """Cameras [S] of the source at its size: ViPE's in units of the scene, or all where the world begins."""
-    num_frames = len(frames.rgb)
-    height, width = frames.rgb.shape[-2:]
     if frames.vipe is not None:
         cameras = relative_to(frames.vipe.cameras, frames.vipe.cameras.camera_to_world[0])
         poses = cameras.camera_to_world.clone()
         poses[:, :3, 3] *= scale.depth_factor
         return replace(cameras, camera_to_world=poses)
-    return CameraPath(
-        torch.eye(4).repeat(num_frames, 1, 1),
-        found.intrinsics.repeat(num_frames, 1),
-        torch.linspace(0.0, 1.0, num_frames) if num_frames > 1 else torch.zeros(1),
-        height,
-        width,
-    )
+    return still_path(found.intrinsics, len(frames.rgb), *frames.rgb.shape[-2:])
 
 
 def _cache(frames: SourceFrames, depth: Tensor, source: CameraPath, device: torch.device | str) -> SceneCache:
-    # GEN3C's thresholds are slopes over five pixels at full size; smaller pictures are steeper per pixel.
-    threshold = min(0.05 * max(1.0, OFFICIAL_WIDTH / source.width), 0.99)
-    settings = CacheSettings(reliability_threshold=threshold, torn_threshold=threshold)
+    settings = CacheSettings.for_width(source.width)
     rgb = frames.rgb.to(device).float() / 255
     mask = masked_out(frames)
     depth, source = depth.to(device), source.to(device)

@@ -7,6 +7,11 @@ from dataclasses import dataclass, field
 from lyra_ns.generation.cache.geometry import OFFICIAL_PIXEL_CENTRE, PIXEL_CENTRE
 from lyra_ns.generation.cache.splat import SplatSettings
 
+OFFICIAL_WIDTH = 1280
+"""Width in pixels for which GEN3C's thresholds are meant."""
+HIGHEST_THRESHOLD = 0.99
+"""1 would show all."""
+
 
 @dataclass(frozen=True)
 class CacheSettings:
@@ -32,6 +37,18 @@ class CacheSettings:
     """How points that land on one pixel are mixed."""
     pixel_centre: float = PIXEL_CENTRE
     """Where the given cameras have the centre of the first pixel: 0.5, or 0.0 as in GEN3C."""
+
+    @classmethod
+    def for_width(cls, width: int) -> CacheSettings:
+        """Settings for sources of a width in pixels.
+
+        GEN3C's thresholds are slopes over five pixels at full size; smaller pictures are steeper per pixel.
+        """
+        times = max(1.0, OFFICIAL_WIDTH / width)
+        return cls(
+            reliability_threshold=min(cls.reliability_threshold * times, HIGHEST_THRESHOLD),
+            torn_threshold=min(cls.torn_threshold * times, HIGHEST_THRESHOLD),
+        )
 
     def __post_init__(self) -> None:
         if self.max_buffers < 1:

@@ -100,7 +100,11 @@ def intrinsics_of_fov(fov_x: float, height: int, width: int) -> Float[Tensor, " 
     """fx, fy, cx, cy of square pixels, centred, with a horizontal field of view in degrees."""
     if not 0 < fov_x < 180:
         raise ValueError(f"expected a field of view between 0 and 180 degrees, found {fov_x}")
-    focal = width / 2 / math.tan(math.radians(fov_x) / 2)
+    return intrinsics_of_focal(width / 2 / math.tan(math.radians(fov_x) / 2), height, width)
+
+
+def intrinsics_of_focal(focal: float, height: int, width: int) -> Float[Tensor, " 4"]:
+    """fx, fy, cx, cy of square pixels, centred, with a focal length in pixels."""
     return torch.tensor([focal, focal, width / 2, height / 2])
 
 

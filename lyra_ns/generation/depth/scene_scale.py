@@ -21,6 +21,8 @@ from lyra_ns.generation.depth.estimator import DepthPrediction
 DepthUnits = Literal["auto", "as_predicted", "median_one", "centre_quantile"]
 """auto: as predicted for MoGe v1, else median_one."""
 PoseScaleOrigin = Literal["given", "matched", "assumed"]
+SKY_DEPTH = 100.0
+"""Depth in units of the scene of what an estimator calls infinitely far, as GEN3C has it."""
 LEAST_POINTS = 16
 """Fewer pixels with both depths do not fix a scale."""
 MAX_SPREAD = 0.3
@@ -78,6 +80,11 @@ def scene_scale(
         centre_depth = float(_quantile(known, centre_quantile))
     scale, origin, num_points, spread = _pose_scale(prediction, pose_scale, path_depth)
     return SceneScale(depth_factor, centre_depth, scale, origin, num_points, spread, prediction.estimator)
+
+
+def scene_depth(depth: Float[Tensor, "*any"], scale: SceneScale) -> Float[Tensor, "*any"]:
+    """Predicted depth in the units of the scene; what is unknown is taken for sky."""
+    return torch.where(depth > 0, depth * scale.depth_factor, SKY_DEPTH)
 
 
 def depth_of_points(points: Float[Tensor, "n 3"], camera: CameraPath) -> Float[Tensor, "H W"]:

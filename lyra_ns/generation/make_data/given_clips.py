@@ -14,11 +14,11 @@ from torch import Tensor
 from lyra_ns.cameras import CameraPath
 from lyra_ns.data.resizing import resize_depth
 from lyra_ns.generation.cache.scene import SceneCache
+from lyra_ns.generation.cache.settings import CacheSettings
 from lyra_ns.generation.depth.estimator import DepthEstimator
-from lyra_ns.generation.depth.scene_scale import SceneScale, scene_scale
-from lyra_ns.generation.make_data.scene_inputs import cache_settings, predicted_depth
+from lyra_ns.generation.depth.scene_scale import SKY_DEPTH, SceneScale, scene_scale
+from lyra_ns.generation.make_data.scene_inputs import predicted_depth
 from lyra_ns.generation.make_data.settings import MakeDataSettings
-from lyra_ns.generation.scene_plan import SKY_DEPTH
 from lyra_ns.generation.teachers.clips_on_disk import ClipOnDisk
 
 STORED = "stored"
@@ -54,7 +54,7 @@ class GivenClip:
             self.image.to(device),
             depth.to(device),
             self.cameras[:1],
-            settings=cache_settings(self.cameras.width),
+            settings=CacheSettings.for_width(self.cameras.width),
         )
         return cache, scale
 

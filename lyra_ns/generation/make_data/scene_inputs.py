@@ -17,19 +17,22 @@ from lyra_ns.data.resizing import resize_rgb
 from lyra_ns.data.video_files import VideoSize
 from lyra_ns.generation.cache.scene import SceneCache
 from lyra_ns.generation.cache.settings import CacheSettings
-from lyra_ns.generation.camera_paths import reversed_in_time
-from lyra_ns.generation.depth.estimator import DepthEstimator, DepthPrediction, intrinsics_of_fov
-from lyra_ns.generation.depth.scene_scale import SceneScale, scene_scale
+from lyra_ns.generation.camera_paths import reversed_in_time, still_path
+from lyra_ns.generation.depth.estimator import (
+    DepthEstimator,
+    DepthPrediction,
+    intrinsics_of_focal,
+    intrinsics_of_fov,
+)
+from lyra_ns.generation.depth.scene_scale import SceneScale, scene_depth, scene_scale
 from lyra_ns.generation.depth.vipe import read_vipe
 from lyra_ns.generation.image_files import check_size, read_image
 from lyra_ns.generation.inputs import finer_size
 from lyra_ns.generation.make_data.frame_depth import aligned_sequence
 from lyra_ns.generation.make_data.plan import PICTURE_FOLDER, PlannedScene
 from lyra_ns.generation.make_data.settings import MakeDataSettings
-from lyra_ns.generation.scene_plan import OFFICIAL_WIDTH, SKY_DEPTH
 from lyra_ns.generation.video_frames import read_frames
 
-GEN3C_THRESHOLD = CacheSettings().reliability_threshold
 VIPE = "vipe"
 """What records call ViPE's depth."""
 
@@ -59,7 +62,8 @@ class SceneInputs:
 
     def cache(self, device: torch.device | str) -> SceneCache:
         """The 3D cache of these frames on `device`."""
-        rgb, depth, settings = self.rgb.to(device), self.depth.to(device), cache_settings(self.cameras.width)
+        rgb, depth = self.rgb.to(device), self.depth.to(device)
+        settings = CacheSettings.for_width(self.cameras.width)
         if self.is_dynamic:
             return SceneCache.from_video(rgb, depth, self.cameras, settings=settings)
         return SceneCache.from_image(rgb[0], depth[0], self.cameras, settings=settings)
@@ -101,8 +105,9 @@ class InputReader:
         image = read_image(path)
         given = (image.rgb.shape[1], image.rgb.shape[2])
         rgb = self._resized(image.rgb[None])
-        known = None if image.focal_share is None else _centred(image.focal_share * given[1], *given)
-        if known is not None:
+        known = None
+        if image.focal_share is not None:
+            known = intrinsics_of_focal(image.focal_share * given[1], *given)
             known = crop_and_resize_intrinsics(known, given, self._kept_size(given))
         prediction = self._predicted(rgb[0], known)
         scale = self._scale(prediction)
@@ -160,24 +165,7 @@ class InputReader:
 def _still_cameras(prediction: DepthPrediction, num_frames: int) -> CameraPath:
     """Cameras at the origin of the world."""
     assert prediction.intrinsics is not None, "predicted_depth fills it in"
-    height, width = prediction.depth.shape
-    times = torch.linspace(0.0, 1.0, num_frames) if num_frames > 1 else torch.zeros(1)
-    poses = torch.eye(4).expand(num_frames, 4, 4)
-    return CameraPath(poses, prediction.intrinsics.expand(num_frames, 4), times, height, width)
-
-
-def _centred(focal: float, height: int, width: int) -> Float[Tensor, " 4"]:
-    """fx, fy, cx, cy of a camera with square pixels."""
-    return torch.tensor([focal, focal, width / 2, height / 2])
-
-
-def cache_settings(width: int) -> CacheSettings:
-    """Settings of the 3D cache for sources of a width in pixels.
-
-    GEN3C's thresholds are slopes over five pixels at full size; smaller pictures are steeper per pixel.
-    """
-    threshold = min(GEN3C_THRESHOLD * max(1.0, OFFICIAL_WIDTH / width), 0.99)
-    return CacheSettings(reliability_threshold=threshold, torn_threshold=threshold)
+    return still_path(prediction.intrinsics, num_frames, *prediction.depth.shape)
 
 
 def picture_path(root: Path, scene: PlannedScene) -> Path:
@@ -200,8 +188,3 @@ def predicted_depth(
     if camera is None:
         camera = intrinsics_of_fov(fov_x, *image.shape[1:])
     return replace(found, depth=found.depth.float().cpu(), intrinsics=camera.float().cpu())
-
-
-def scene_depth(depth: Float[Tensor, "*any"], scale: SceneScale) -> Float[Tensor, "*any"]:
-    """Predicted depth in the units of the scene; what is unknown is taken for sky."""
-    return torch.where(depth > 0, depth * scale.depth_factor, SKY_DEPTH)

@@ -12,17 +12,16 @@ from typing import Literal
 
 from lyra_ns.data.files import Source
 from lyra_ns.data.store import LyraClip, LyraStore
-from lyra_ns.generation import image_files, video_frames
 from lyra_ns.generation.depth.vipe import vipe_clips
+from lyra_ns.generation.image_files import SUFFIXES as IMAGE_SUFFIXES
 from lyra_ns.generation.teachers.clips_on_disk import CAMERA_SUFFIXES, ClipOnDisk, VideoClip, clips_on_disk
+from lyra_ns.generation.video_frames import SUFFIXES as VIDEO_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
 SourceKind = Literal["image", "video", "vipe", "prompt", "clips"]
 MOVING_KINDS: tuple[SourceKind, ...] = ("video", "vipe")
 """Sources of dynamic scenes; of clips it is the data set that says so."""
-IMAGE_SUFFIXES = image_files.SUFFIXES
-VIDEO_SUFFIXES = video_frames.SUFFIXES
 PROMPT_SUFFIXES = (".txt",)
 DIGEST_DIGITS = 32
 DIGEST_BYTES = 2**23

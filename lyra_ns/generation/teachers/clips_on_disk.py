@@ -30,8 +30,8 @@ from lyra_ns.data.types import Clip
 from lyra_ns.data.video_files import read_video, video_size
 from lyra_ns.generation.camera_files import read_camera_path
 from lyra_ns.generation.teachers.interface import TeacherRequest
+from lyra_ns.generation.video_frames import SUFFIXES as VIDEO_SUFFIXES
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 CAMERA_SUFFIXES = (".json", ".npz")
 ASPECT_TOLERANCE = 0.01
 """How far the aspect of a camera file may be from its video's: sizes are rounded."""
