@@ -16,12 +16,14 @@ from lyra_ns.commands.doctor import Doctor
 from lyra_ns.commands.evaluate import Evaluate, PhotoCheck
 from lyra_ns.commands.generate import Generate
 from lyra_ns.commands.make_data import MakeData
+from lyra_ns.commands.prompts import WritePrompts
 from lyra_ns.commands.reconstruct import Reconstruct
 
 Command = Union[  # noqa: UP007 - tyro reads the Annotated members of a Union
     Annotated[SampleData, tyro.conf.subcommand("sample-data")],
     Annotated[Unpack, tyro.conf.subcommand("unpack")],
     Annotated[CheckData, tyro.conf.subcommand("check-data")],
+    Annotated[WritePrompts, tyro.conf.subcommand("write-prompts")],
     Annotated[MakeData, tyro.conf.subcommand("make-data")],
     Annotated[Generate, tyro.conf.subcommand("generate")],
     Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")],

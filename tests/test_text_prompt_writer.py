@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from checked_types import unchecked
 from small_pipelines import small_language_model
 
+from lyra_ns import cli
 from lyra_ns.generation.text.prompt_writer import (
     PLACES,
     PromptWriter,
@@ -117,3 +119,28 @@ def test_bad_requests_and_missing_weights(writer: PromptWriter, tmp_path: Path) 
         writer(3, "still")  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match=r"prompt writer: expected config\.json"):
         load_prompt_writer(str(tmp_path))
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["ns-lyra", "write-prompts", *words])
+    cli.main()
+
+
+def test_the_command_writes_what_the_writer_says_and_overwrites_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "new" / "prompts.txt"
+    options = ("--kind", "dynamic", "--model", str(folder), "--seed", "3", "--device", "cpu")
+    run_command(monkeypatch, str(file), "--num", "5", *options)
+    assert read_prompts(file) == load_prompt_writer(str(folder))(5, "dynamic", 3)
+    assert f"ns-lyra make-data {file}" in capsys.readouterr().out
+    before = file.read_bytes()
+    for place, num, message in (
+        (file, "4", "is kept as it is"),
+        (tmp_path / "none", "0", "1 or more, found 0"),
+    ):
+        with pytest.raises(SystemExit):
+            run_command(monkeypatch, str(place), "--num", num, *options)
+        assert message in capsys.readouterr().err
+    assert file.read_bytes() == before
+    assert not (tmp_path / "none").exists()
