@@ -20,7 +20,6 @@ from lyra_ns.generation.depth.edge_upsampling import upsample_by_colour
 from lyra_ns.generation.depth.small_data import FARTHEST, ScenePool, SceneSource, capped_log_depth
 from lyra_ns.generation.depth.small_groups import THINGS, build_groups
 from lyra_ns.generation.depth.small_network import (
-    SHIPPED_WEIGHTS,
     SmallDepth,
     SmallDepthConfig,
     SmallDepthNetwork,
@@ -52,7 +51,6 @@ from lyra_ns.synthetic.textures import save_texture_atlas
 SMALL = SmallDepthConfig(
     (8, 8, 16, 16, 24), (1, 1, 1, 1), num_heads=2, use_trunk=False, working_pixels=64 * 96
 )
-SHIPPED = Path(str(files("lyra_ns.weights").joinpath(SHIPPED_WEIGHTS)))
 
 
 @pytest.fixture
@@ -364,7 +362,6 @@ def assert_better(found: DepthErrors, than_constant: float, than_plane: float) -
     assert found.fitted < than_plane * found.plane
 
 
-@pytest.mark.skipif(not SHIPPED.is_file(), reason="the small depth network is not trained yet")
 def test_the_shipped_network_knows_depth() -> None:
     estimator = load_small_depth()
     assert_better(errors_on_drawn_scenes(estimator, 6), 0.97, 0.97)

@@ -29,6 +29,8 @@ from lyra_ns.export.ply import load_ply
 from lyra_ns.gaussians import GaussianHeadConfig
 from lyra_ns.generation import generate as generate_module
 from lyra_ns.generation.camera_files import write_npz
+from lyra_ns.generation.depth import choice
+from lyra_ns.generation.depth.small_network import load_small_depth
 from lyra_ns.generation.generate import generate
 from lyra_ns.generation.length_unit import farthest_frames, fitted_unit
 from lyra_ns.generation.settings import GenerateSettings
@@ -361,6 +363,18 @@ def test_vipes_cameras_are_followed_in_units_of_the_scene(files, tmp_path):
     assert float((scene.given.videos[0].float() - source).abs().mean()) < 1.5
     scene, _ = run(files, tmp_path / "b", **chosen, first_frame_only=True)
     assert not scene.given.is_dynamic
+
+
+def test_a_picture_alone_gets_the_depth_that_ships(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(choice, "why_no_moge", lambda: "MoGe is not installed")
+    _, printed = run(files, tmp_path / "made", depth="auto", num_trajectories=1)
+    assert "the small network that ships (MoGe is not installed)" in printed
+    record = json.loads((tmp_path / "made" / "record.json").read_text())
+    assert record["depth"]["estimator"] == load_small_depth().name
+    depth = LyraStore(tmp_path / "made" / "latents").scene("photo").clips[5].depth([0])
+    # Its median is 1, times the units that `settings` asks for.
+    assert float(depth.median()) == pytest.approx(4, rel=0.1)
+    assert depth.std() > 0
 
 
 def test_the_fitted_unit_is_the_one_that_reproduces_the_clips(monkeypatch):

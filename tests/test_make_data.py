@@ -22,6 +22,7 @@ from lyra_ns.data.video_files import video_bytes
 from lyra_ns.data.writer import write_clip
 from lyra_ns.generation.cache.scene import SceneCache
 from lyra_ns.generation.depth.estimator import DepthPrediction, PlaneDepth
+from lyra_ns.generation.depth.small_network import load_small_depth
 from lyra_ns.generation.make_data import stages
 from lyra_ns.generation.make_data.failures import Failure, add_failure, read_failures
 from lyra_ns.generation.make_data.frame_depth import aligned_sequence, estimated_depth
@@ -193,6 +194,17 @@ def test_latents_of_another_codec_are_refused(pictures: Path, tmp_path: Path) ->
     save_picture(pictures / "new.png", 9)
     with pytest.raises(ValueError, match=r"codec linear \(digest other\)"):
         make_data(pictures, root, SETTINGS, ON_CPU)
+
+
+def test_pictures_get_the_depth_that_ships(pictures: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, depth="small", trajectories=(0,))
+    assert make_data(pictures, tmp_path / "out", settings, ON_CPU).failures == {}
+    assert check_dataset(tmp_path / "out").is_good
+    record = json.loads((tmp_path / "out" / "static" / "0" / "meta" / "scene0.json").read_text())
+    assert record["scene_scale"]["estimator"] == load_small_depth().name
+    depth = LyraStore(tmp_path / "out").scene("scene0").clips[0].depth([0])
+    assert depth.min() > 0
+    assert depth.std() > 0
 
 
 def moving_cameras(num_frames: int, motion: float = 0.02) -> CameraPath:

@@ -10,11 +10,13 @@ import torch
 
 from lyra_ns.generation.depth import depth_file
 from lyra_ns.generation.depth.estimator import DepthEstimator, PlaneDepth
-from lyra_ns.generation.depth.moge import CHECKPOINTS, load_moge
+from lyra_ns.generation.depth.moge import CHECKPOINTS, Version, load_moge
 from lyra_ns.generation.depth.transformers_depth import DEPTH_PRO, load_transformers_depth
 
 NAMES = ("auto", "small", "moge", "moge-v2", "depth-pro", "plane")
 """Words that are understood; everything else is a file, or a model of transformers by hub name or folder."""
+MOGE_VERSIONS: dict[str, Version] = {"moge": "v1", "moge-v2": "v2"}
+"""Versions of MoGe by their words."""
 MOGE_WEIGHTS = "model.pt"
 """File of MoGe's weights on the hub."""
 
@@ -49,10 +51,8 @@ def load_depth(choice: str, device: torch.device | str = "cpu") -> ChosenDepth:
         return ChosenDepth(_small(device), "the small network that ships, as asked for")
     if choice == "plane":
         return ChosenDepth(PlaneDepth(), "a plane across the view, as asked for: nothing was estimated")
-    if choice in ("moge", "moge-v2"):
-        return ChosenDepth(
-            load_moge("v2" if choice == "moge-v2" else "v1", device=device), f"{choice}, as asked for"
-        )
+    if choice in MOGE_VERSIONS:
+        return ChosenDepth(load_moge(MOGE_VERSIONS[choice], device=device), f"{choice}, as asked for")
     weights = DEPTH_PRO if choice == "depth-pro" else choice
     if "/" not in weights and not Path(weights).is_dir():
         raise ValueError(
