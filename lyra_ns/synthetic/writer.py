@@ -8,7 +8,6 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -19,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lyra_ns.codec import load_codec
 from lyra_ns.data.manifest import Manifest, current_versions, read_manifest, write_manifest
 from lyra_ns.data.writer import write_clip
+from lyra_ns.one_thread import one_thread
 from lyra_ns.synthetic.clips import USUAL_FOCAL_LENGTHS, ClipSize, render_clips, scene_cameras
 from lyra_ns.synthetic.scenes import make_scene, scene_name
 from lyra_ns.synthetic.textures import TextureBank, load_texture_atlas, packaged_textures
@@ -131,7 +131,7 @@ def _in_this_process(jobs: SceneJobs, indices: list[int]) -> Iterator[int]:
     """Scenes one after the other."""
     bank = _bank(jobs.texture_atlas)
     for index in indices:
-        with _one_thread():
+        with one_thread():
             write_scene(jobs, index, bank)
         yield index
 
@@ -167,17 +167,6 @@ def _work(index: int) -> None:
     assert _worker is not None
     jobs, bank = _worker
     write_scene(jobs, index, bank)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread for torch: the work is cut into scenes, and sums come out the same in every process."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _bank(texture_atlas: Path | None) -> TextureBank:

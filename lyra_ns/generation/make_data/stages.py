@@ -9,8 +9,7 @@ import errno
 import hashlib
 import io
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -23,6 +22,7 @@ from lyra_ns.data.files import write_whole
 from lyra_ns.generation.make_data.jobs import Job, JobResult
 from lyra_ns.generation.make_data.scene_inputs import picture_path
 from lyra_ns.generation.make_data.settings import MakeDataSettings
+from lyra_ns.one_thread import one_thread
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class StageWorker:
 
     def work(self, job: Job) -> JobResult:
         """What became of a job. Nothing is raised: what goes wrong is told in one sentence."""
-        with _one_thread():
+        with one_thread():
             try:
                 if self._do is None:
                     self._do = self.stage.start(torch.device(self.device))
@@ -141,14 +141,3 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, ValueError | FileNotFoundError | ModuleNotFoundError) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread for torch: work is cut into scenes, and sums come out the same in every process."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
