@@ -88,10 +88,16 @@ install_requirements() {
   pins="$environment/constraints.txt"
   constraints_for_environment >"$pins"
   say "installing the requirements, some 8 GB: a few minutes (log: $log)"
-  "$environment/bin/python" -m pip install --disable-pip-version-check -c "$pins" -e ".[dev]" >"$log" 2>&1 || {
+  : >"$log"
+  # Again, because one page of the registry that does not load looks to pip like versions that do not exist.
+  for attempt in 1 2 3; do
+    "$environment/bin/python" -m pip install --disable-pip-version-check -c "$pins" -e ".[dev]" >>"$log" 2>&1 && break
     tail -n 15 "$log" >&2
-    fail "pip could not install the requirements, see $log; run make again to retry"
-  }
+    [ "$attempt" -lt 3 ] ||
+      fail "pip could not install the requirements, see $log; run make again to retry"
+    say "pip failed, trying again"
+    sleep 5
+  done
   pwd >"$ready"
 }
 
