@@ -21,6 +21,7 @@ from lyra_ns.generation.gen3c.transformer import Evaluation
 
 def everything(device: torch.device, clips: list[str]) -> dict[str, Any]:
     """All ways on this process, since starting one takes long."""
+    torch.manual_seed(dist.get_rank())  # Or both would draw the same noise without a seed.
     pipeline = small_pipeline()
     pipeline.evaluation = Evaluation(halves=GuidanceHalves())
     calls = []
@@ -33,6 +34,7 @@ def everything(device: torch.device, clips: list[str]) -> dict[str, Any]:
         "without_seed": without_seed,
         "calls": len(calls),
         "tokens": tokens_split(device),
+        "tokens_without_seed": clip_without_seed(device),
         "own_clips": share_of(clips, dist.get_rank(), dist.get_world_size()),
     }
 
@@ -46,6 +48,14 @@ def tokens_split(device: torch.device) -> dict[str, Tensor | list[int] | str]:
     )
     split_tokens(transformer, device)
     return {"one": guided(transformer), "two": guided(transformer, size=2), "seen": seen}
+
+
+def clip_without_seed(device: torch.device) -> Tensor:
+    """Latents of a clip whose tokens are split, from noise that each process draws for itself."""
+    pipeline = small_pipeline()
+    use_own_blocks(pipeline.transformer)
+    split_tokens(pipeline.transformer, device)
+    return latents_of(pipeline, generator=None)
 
 
 def fail_on_second(device: torch.device) -> None:

@@ -32,7 +32,8 @@ def test_guidance_on_two_processes_is_the_same(both: list[dict[str, Any]]) -> No
 
 
 def test_noise_without_a_seed_is_agreed_on(both: list[dict[str, Any]]) -> None:
-    assert torch.equal(both[0]["without_seed"], both[1]["without_seed"])
+    for way in ("without_seed", "tokens_without_seed"):
+        assert torch.equal(both[0][way], both[1][way])
 
 
 def test_tokens_on_two_processes_give_the_same(both: list[dict[str, Any]]) -> None:

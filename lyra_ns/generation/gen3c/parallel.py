@@ -46,12 +46,13 @@ class GuidanceHalves:
         dist.all_gather(views, own, group=self.group)
         return views[0], views[1]
 
-    def agreed(self, tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The first process's tensor: noise that each has drawn for itself may differ."""
-        tensor = tensor.contiguous()
-        source = dist.get_global_rank(self.group, 0) if self.group is not None else 0
-        dist.broadcast(tensor, source, group=self.group)
-        return tensor
+
+def agreed(tensor: Float[Tensor, "*shape"], group: Any = None) -> Float[Tensor, "*shape"]:
+    """The tensor of the group's first process: noise that each has drawn for itself may differ."""
+    tensor = tensor.contiguous()
+    source = dist.get_global_rank(group, 0) if group is not None else 0
+    dist.broadcast(tensor, source, group=group)
+    return tensor
 
 
 def context_parallel_plan() -> dict[str, Any]:

@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from lyra_ns.codec.cosmos import CosmosCodec
 from lyra_ns.codec.statistics import SIGMA_DATA, LatentStatistics
 from lyra_ns.generation.gen3c.buffers import encode_buffers
+from lyra_ns.generation.gen3c.parallel import agreed
 from lyra_ns.generation.gen3c.safety import SafetyChecker, check_texts, checked_video
 from lyra_ns.generation.gen3c.sampling import AUGMENT_SIGMA, sample
 from lyra_ns.generation.gen3c.text import encode_texts, no_text
@@ -218,9 +219,11 @@ class Gen3CPipeline(DiffusionPipeline):
         return self._agreed(randn_tensor(shape, own, self._execution_device, torch.float32))
 
     def _agreed(self, noise: Tensor) -> Tensor:
-        """The same noise on both processes, where two of them make one clip."""
+        """The same noise on all processes, where several of them make one clip."""
         halves = self.evaluation.halves
-        return noise if halves is None else halves.agreed(noise)
+        if halves is not None:
+            return agreed(noise, halves.group)
+        return noise if self.transformer._parallel_config is None else agreed(noise)
 
     def _texts(
         self,
