@@ -128,6 +128,22 @@ def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_machines_with_one_process_number_do_not_write_into_one_file(tmp_path, monkeypatch):
+    """Containers of a cluster often have the same, and all of them write the manifest."""
+    replace_file, parts = os.replace, []
+
+    def noted(part, path):
+        parts.append(part)
+        if len(parts) == 1:
+            write_whole(path, b"from elsewhere")
+        replace_file(part, path)
+
+    monkeypatch.setattr(os, "replace", noted)
+    write_whole(tmp_path / "manifest.json", b"from here")
+    assert (tmp_path / "manifest.json").read_bytes() == b"from here"
+    assert len(set(parts)) == 2
+
+
 def test_a_clip_without_pose_is_not_listed(tmp_path):
     write_small_clip(tmp_path, "whole", 0, seed=0)
     write_small_clip(tmp_path, "half", 0, seed=0)

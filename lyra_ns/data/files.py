@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,7 +92,8 @@ def copy_whole(path: Path, source: io.BufferedIOBase, num_bytes: int) -> None:
 def _partial(path: Path) -> Iterator[io.BufferedWriter]:
     """A file under a temporary name, which gets its true one if nothing fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Process numbers alone repeat on the machines of a cluster, most of all in containers.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
     try:
         with open(partial, "wb") as file:
             yield file
