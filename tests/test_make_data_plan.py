@@ -19,7 +19,7 @@ from lyra_ns.generation.make_data.jobs import Shard, missing_jobs
 from lyra_ns.generation.make_data.plan import Plan, chosen_scenes, extended_plan
 from lyra_ns.generation.make_data.scene_paths import in_forward_time, noise_seed, scene_path
 from lyra_ns.generation.make_data.settings import MakeDataSettings, settings_digest
-from lyra_ns.generation.make_data.sources import FoundScenes, find_scenes
+from lyra_ns.generation.make_data.sources import FoundScene, FoundScenes, find_scenes
 from lyra_ns.generation.teachers.interface import TeacherClip
 from lyra_ns.generation.teachers.registry import TeacherChoice
 
@@ -80,6 +80,16 @@ def test_scenes_that_come_later_change_nothing(pictures: Path, tmp_path: Path) -
     assert any(name.startswith("dog_one-") for name in after.scenes)
     chosen = chosen_scenes(after, find_scenes(pictures / "more").scenes)
     assert [(scene.name[:8], scene.source) for scene in chosen] == [("dog_one-", "dog one.png")]
+
+
+def test_splits_of_the_source_hold_under_other_names(tmp_path: Path) -> None:
+    """What was held out is not trained on because its name had to be cleaned."""
+    names = [f"room {number}" for number in range(6)]
+    scenes = [FoundScene(name.replace(" ", "_"), "clips", name, name, None, (0,)) for name in names]
+    for test in (names[:3], names[3:]):
+        splits = {"train": sorted({*names} - {*test}), "test": test}
+        plan = extended_plan(tmp_path / test[0], SETTINGS, FoundScenes(scenes, False, splits))
+        assert plan.splits["test"] == [name.replace(" ", "_") for name in test]
 
 
 def test_other_settings_are_refused(pictures: Path, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def extended_plan(root: Path, settings: MakeDataSettings, found: FoundScenes) ->
     added = _named(found.scenes, plan.scenes)
     names = [*plan.scenes, *added]
     given = {
-        split: sorted({*plan.splits[split], *(name for name in found.splits.get(split, []) if name in added)})
+        split: sorted({*plan.splits[split], *_decided(added, found.splits.get(split, []))})
         for split in ("train", "test")
     }
     split = split_scenes(names, settings.seed, settings.test_fraction, given=given)
@@ -219,6 +219,12 @@ def _named(found: Iterable[FoundScene], planned: dict[str, PlannedScene]) -> dic
         scene.name if counts[scene.name] == 1 else f"{scene.name}-{scene.digest[:SHORT_DIGEST]}": scene
         for scene in new
     }
+
+
+def _decided(added: dict[str, FoundScene], sources: Iterable[str]) -> list[str]:
+    """Names in the data set of scenes that are in a split of the source, where they may have others."""
+    wanted = set(sources)
+    return [name for name, scene in added.items() if scene.source in wanted]
 
 
 def _trajectories(settings: MakeDataSettings, is_dynamic: bool) -> tuple[int, ...]:
