@@ -153,6 +153,25 @@ def test_what_failed_for_a_while_is_made_later(
     assert check_dataset(root).is_good
 
 
+def test_clips_that_a_job_wrote_before_it_failed_are_not_listed(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody makes them again, so they would be listed for ever."""
+    root = tmp_path / "out"
+
+    def write_first(folder: Path, scene: str, trajectory: int, *arguments: object, **files: object) -> None:
+        if trajectory == 4:
+            raise RuntimeError("the worker is gone")
+        write_clip(folder, scene, trajectory, *arguments, **files)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lyra_ns.generation.make_data.clip_maker.write_clip", write_first)
+        report = make_data(pictures, root, SETTINGS, ON_CPU)
+    assert {failure.trajectories for failure in report.failures.values()} == {(4,)}
+    report = make_data(pictures, root, SETTINGS, replace(ON_CPU, retry_failed=True))
+    assert (report.num_made, report.num_kept, report.failures) == (3, 3, {})
+
+
 def test_full_disk_ends_the_run_in_one_sentence(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ from rich.console import Console
 from small_make_data import ON_CPU, SETTINGS, save_picture
 from small_workers import FragileStage
 
+from lyra_ns.generation.make_data import leftovers
 from lyra_ns.generation.make_data.jobs import Job, JobResult, Shard
 from lyra_ns.generation.make_data.leftovers import registered_run
 from lyra_ns.generation.make_data.plan import PlannedScene
@@ -27,6 +28,7 @@ from lyra_ns.generation.make_data.progress import RunProgress, in_words
 from lyra_ns.generation.make_data.run import RunOptions, make_data
 from lyra_ns.generation.make_data.workers import (
     MOST_DEATHS,
+    LocalWorker,
     ProcessWorker,
     local_workers,
     run_jobs,
@@ -183,6 +185,9 @@ def test_every_gpu_gets_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpus(0, 9) == ["3", "5"]
     assert gpus(3, 9) == ["3", "5", "3"]
     assert gpus(0, 1) == [None]
+    # A process that sees one GPU has no cuda:1, and no other was asked for.
+    (worker,) = local_workers(FragileStage(), 0, "cuda:1", 9)
+    assert isinstance(worker, LocalWorker)
 
 
 def test_leftovers_are_kept_while_another_run_works(tmp_path: Path) -> None:
@@ -202,10 +207,20 @@ def test_leftovers_are_kept_while_another_run_works(tmp_path: Path) -> None:
     sleeper.join()
     (marks / "elsewhere.7").touch()
     os.utime(marks / "elsewhere.7", (0, 0))
-    with registered_run(tmp_path) as sign_of_life:
-        sign_of_life()
+    with registered_run(tmp_path):
         assert not half.exists()
     assert not marks.exists()
+
+
+def test_a_run_gives_signs_of_life_while_a_job_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve clips of GEN3C take an hour, after which runs elsewhere would take it for dead."""
+    monkeypatch.setattr(leftovers, "SECONDS_BETWEEN_SIGNS", 0.02)
+    with registered_run(tmp_path):
+        (mark,) = (tmp_path / ".runs").iterdir()
+        os.utime(mark, (0, 0))
+        wait_until(lambda: mark.stat().st_mtime > 0, 10)
 
 
 def test_time_that_is_left() -> None:

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FOLDER = ".runs"
 SILENT_SECONDS = 3600.0
 """A run on another machine whose mark was not touched for so long has died."""
+SECONDS_BETWEEN_SIGNS = 300.0
+"""A run touches its mark so often, however long a single job takes."""
 
 
 @contextmanager
-def registered_run(root: Path) -> Iterator[Callable[[], None]]:
-    """Marks this run, after sweeping up behind dead ones; gives what to call as a sign of life."""
+def registered_run(root: Path) -> Iterator[None]:
+    """Marks this run as alive until the block ends, after sweeping up behind dead ones."""
     folder = root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     if not _others_alive(folder):
@@ -29,12 +32,23 @@ def registered_run(root: Path) -> Iterator[Callable[[], None]]:
             path.unlink(missing_ok=True)
     mark = folder / f"{socket.gethostname()}.{os.getpid()}"
     mark.touch()
+    ended = threading.Event()
+    signs = threading.Thread(target=_give_signs, args=(mark, ended), daemon=True)
+    signs.start()
     try:
-        yield mark.touch
+        yield
     finally:
+        ended.set()
+        signs.join()
         mark.unlink(missing_ok=True)
         with suppress(OSError):  # Another run may have its mark there.
             folder.rmdir()
+
+
+def _give_signs(mark: Path, ended: threading.Event) -> None:
+    while not ended.wait(SECONDS_BETWEEN_SIGNS):
+        with suppress(OSError):  # A full disk, say, is told by the run itself.
+            mark.touch()
 
 
 def _others_alive(folder: Path) -> bool:

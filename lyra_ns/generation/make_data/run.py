@@ -100,9 +100,8 @@ def make_data(
     settings = resolved_settings(settings, source)
     plan = extended_plan(output, settings, found)
     scenes = [scene for scene in chosen_scenes(plan, found.scenes) if options.shard.holds(scene)]
-    with registered_run(output) as sign_of_life:
-        run = _Run(source, output, plan, options, sign_of_life)
-        return run.make(scenes)
+    with registered_run(output):
+        return _Run(source, output, plan, options).make(scenes)
 
 
 def resolved_settings(settings: MakeDataSettings, source: Path) -> MakeDataSettings:
@@ -123,11 +122,8 @@ def resolved_settings(settings: MakeDataSettings, source: Path) -> MakeDataSetti
 class _Run:
     """One run's books."""
 
-    def __init__(
-        self, source: Path, root: Path, plan: Plan, options: RunOptions, sign_of_life: Callable[[], None]
-    ) -> None:
+    def __init__(self, source: Path, root: Path, plan: Plan, options: RunOptions) -> None:
         self.source, self.root, self.plan, self.options = source, root, plan, options
-        self.sign_of_life = sign_of_life
         self.folder = root / plan.family
         self.finished = finished_clips(self.folder)
         self.codec = self._codec_on_disk()
@@ -153,8 +149,15 @@ class _Run:
         return MakeDataReport(self.root, self.num_made, num_kept, complete, len(self.plan.scenes), failures)
 
     def _close_books(self) -> None:
-        """The manifest by what lies on disk, since other runs may have made clips, too."""
+        """Manifest and failures by what lies on disk.
+
+        Other runs may have made clips, too, and so may a job that failed half-way.
+        """
         self.finished = finished_clips(self.folder)
+        for name, failure in read_failures(self.root).items():
+            made = self.finished.get(name, set()) & set(failure.trajectories)
+            if made:
+                remove_failures(self.root, name, made)
         self._save_manifest()
 
     def _make_pictures(self, scenes: Sequence[PlannedScene]) -> None:
@@ -213,7 +216,6 @@ class _Run:
         if result.failure is not None:
             self._take_note_of_failure(result.job, result.failure)
             return
-        self.sign_of_life()
         if not result.job.trajectories:
             return
         self.codec = result.codec

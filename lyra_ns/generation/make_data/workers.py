@@ -188,9 +188,10 @@ def visible_gpus() -> list[str]:
 def local_workers(stage: Stage, num_workers: int, device: str, num_jobs: int) -> list[Worker]:
     """Workers of this host, no more than there are jobs; a single one is this process itself.
 
-    0 workers: with CUDA one per GPU, on the CPU one. More workers than GPUs share them evenly.
+    0 workers: with CUDA one per GPU, on the CPU and on a GPU with a number (cuda:1) one. More workers than
+    GPUs share them evenly.
     """
-    gpus = visible_gpus() if device.startswith("cuda") else []
+    gpus = visible_gpus() if device == "cuda" else []
     count = min(num_workers or max(len(gpus), 1), num_jobs)
     if count <= 1:
         return [LocalWorker(stage, device)]
