@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_gen3c import drawn, small_autoencoder, small_config, small_transformer
 from torch import Tensor, nn
 
@@ -122,6 +123,15 @@ def test_the_tokenizer_comes_through_exactly(scripts: Path) -> None:
         assert torch.equal(found.state_dict()[name], value), name
     video = drawn(1, 3, 9, 32, 32)
     assert torch.equal(found.encode(video).latent_dist.mode(), expected.encode(video).latent_dist.mode())
+
+
+def test_a_saved_tokenizer_that_lacks_tensors_is_refused(saved_tokenizer: Path) -> None:
+    (file,) = saved_tokenizer.rglob("*.safetensors")
+    tensors = load_file(file)
+    del tensors["decoder.conv_in.conv_s.weight"]
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 tensors of .* decoder\.conv_in\.conv_s\.weight"):
+        load_tokenizer(saved_tokenizer)
 
 
 def test_other_statistics_are_refused(scripts: Path, saved_tokenizer: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_dataset import straight_path
 from small_gen3c import HEIGHT, TEXT_CHANNELS, WIDTH, small_autoencoder, small_transformer
 from test_gen3c_pipeline import Checker, t5
@@ -279,6 +280,15 @@ def test_a_converted_folder_is_loaded(teacher: Gen3CTeacher, folder: Path, t5_fo
     torch.testing.assert_close(clip.z, expected.z, atol=1e-5, rtol=1e-5)
     assert clip.notes["weights"] == "gen3c"
     assert loaded.generate([request(prompt="a room", negative_prompt="")])[0].z.isfinite().all()
+
+
+def test_weights_that_lack_a_tensor_are_told(folder: Path) -> None:
+    (file,) = (folder / "transformer").glob("*.safetensors")
+    tensors = load_file(file)
+    del tensors["proj_out.weight"]
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(FileNotFoundError, match=r"lack 1 tensors .* first is transformer\.proj_out\.weight"):
+        load_gen3c(folder)
 
 
 def test_folders_that_are_no_gen3c_are_told(folder: Path, tmp_path: Path) -> None:

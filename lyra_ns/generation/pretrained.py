@@ -55,8 +55,8 @@ def load_pretrained(
 ) -> Loaded:
     """What `load` makes of a folder with `config_name`, or of a hub id owner/name.
 
-    FileNotFoundError, in one sentence, if there are no weights or they cannot be read or fetched;
-    ModuleNotFoundError if reading them needs a package that is not installed.
+    FileNotFoundError, in one sentence, if there are no weights, if some are missing, or if they cannot be
+    read or fetched; ModuleNotFoundError if reading them needs a package that is not installed.
     """
     folder = Path(location).expanduser()
     if not folder.is_dir() and not HUB_ID.fullmatch(location):
@@ -70,7 +70,7 @@ def load_pretrained(
             "save_pretrained wrote, or one downloaded from the hub as a whole"
         )
     try:
-        return load(str(folder) if folder.is_dir() else location)
+        loaded = load(str(folder) if folder.is_dir() else location)
     except ImportError as error:
         raise ModuleNotFoundError(
             f"{purpose}: the weights at {location} need a package that is missing ({first_line(error)})"
@@ -81,6 +81,27 @@ def load_pretrained(
             f"where there is a network with `hf download {location}` (gated ones after `hf auth login`), or "
             "give the path of a complete folder"
         ) from error
+    if missing := missing_weights(loaded):
+        raise FileNotFoundError(
+            f"{purpose}: the weights at {location} lack {len(missing)} tensors of their network, the first "
+            f"is {missing[0]}: convert or download them again"
+        )
+    return loaded
+
+
+def missing_weights(loaded: Any) -> list[str]:
+    """Names of the weights that the files of a pipeline or network did not hold.
+
+    diffusers only logs a warning about them and leaves them without numbers, on the device `meta`.
+    """
+    parts = getattr(loaded, "components", {"": loaded})
+    return [
+        f"{part}.{name}".removeprefix(".")
+        for part, network in parts.items()
+        if isinstance(network, torch.nn.Module)
+        for name, weight in network.named_parameters()
+        if weight.is_meta
+    ]
 
 
 def first_line(error: Exception) -> str:

@@ -31,6 +31,7 @@ from lyra_ns.generation.gen3c.names import (
     transformer_names,
 )
 from lyra_ns.generation.gen3c.transformer import LATENT_CHANNELS, PaddingForm, gen3c_config, num_buffers_of
+from lyra_ns.generation.pretrained import missing_weights
 
 STATISTICS_TOLERANCE = 1e-4
 """Largest difference between mean_std.pt and what diffusers knows as the tokenizer's statistics."""
@@ -157,6 +158,11 @@ def load_tokenizer(folder: str | Path, **config: Any) -> Any:
         autoencoder: Any = AutoencoderKLCosmos.from_pretrained(place)
     except OSError as error:
         raise FileNotFoundError(f"{place} holds no weights of AutoencoderKLCosmos ({error})") from error
+    if missing := missing_weights(autoencoder):
+        raise ValueError(
+            f"{place} lacks {len(missing)} tensors of AutoencoderKLCosmos, the first is {missing[0]}: "
+            "download it again"
+        )
     if (folder / "mean_std.pt").is_file():
         check_statistics(read_statistics(folder / "mean_std.pt"), autoencoder.config)
     return autoencoder
