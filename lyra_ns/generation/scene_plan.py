@@ -111,12 +111,20 @@ def plan_scene(
     source = _source_cameras(frames, found, scale)
     clip_source = source.resized(size.height, size.width)
     paths = tuple(
-        replace(path, cameras=follow(path.cameras, clip_source))
+        replace(path, cameras=_laid_on(path.cameras, clip_source))
         for path in _paths(settings, frames.name, scale, clip_source.intrinsics[0], size, look_at)
     )
     image = resize_rgb(frames.rgb[:1], size.height, size.width)[0].float() / 255
     cache = _cache(frames, depth, source, device)
     return ScenePlan(frames.name, frames, image, depth, cache, paths, scale, found)
+
+
+def _laid_on(path: CameraPath, source: CameraPath) -> CameraPath:
+    """The path along the source's cameras, through the source's lens times the zoom of the path."""
+    cameras = follow(path, source)
+    zoom = path.intrinsics[:, :2] / path.intrinsics[:1, :2]
+    lens = torch.cat([cameras.intrinsics[:, :2] * zoom, cameras.intrinsics[:, 2:]], -1)
+    return replace(cameras, intrinsics=lens)
 
 
 def _source_cameras(frames: SourceFrames, found: SceneDepth, scale: SceneScale) -> CameraPath:
