@@ -28,10 +28,11 @@ def check_output(output: Path, input_path: Path | None, overwrite: bool, is_dry_
 
     FileExistsError if it holds something else than a preview and `overwrite` is not given, or if it holds
     what no run has written; NotADirectoryError if it is a file; ValueError if the input lies in what would
-    be replaced.
+    be replaced, or if the folder cannot be put in its place.
     """
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"output {output} is a file: give the name of a folder")
+    _check_place(output / PREVIEW if is_dry_run else output)
     found = sorted(path.name for path in output.iterdir()) if output.exists() else []
     replaced = {PREVIEW} if is_dry_run else OWN_NAMES
     foreign = [name for name in found if name not in OWN_NAMES]
@@ -51,13 +52,26 @@ def check_output(output: Path, input_path: Path | None, overwrite: bool, is_dry_
         raise ValueError(f"input {input_path} lies in the output {output}, which would be replaced")
 
 
+def _check_place(folder: Path) -> None:
+    """ValueError if a finished folder could not be renamed to this one, after all the work."""
+    if os.path.ismount(os.path.realpath(folder)):
+        raise ValueError(
+            f"output {folder} is a mount point, which cannot be replaced as a whole: give a folder in it"
+        )
+    parents = Path(os.path.realpath(folder)).parents
+    place = next(parent for parent in parents if parent.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"output {folder} must be in a folder that can be written to, found {place}")
+
+
 @contextmanager
 def whole_folder(output: Path) -> Iterator[Path]:
     """An empty folder beside `output` that takes its place at the end; after an error nothing of it is left.
 
     A preview that lies in `output` is moved over. Call `check_output` before.
     """
-    output = Path(os.path.abspath(output))
+    # A link stays, and what it leads to is replaced.
+    output = Path(os.path.realpath(output))
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
