@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lyra_ns.cameras import CameraPath, relative_to
-from lyra_ns.codec.interface import VideoCodec
+from lyra_ns.codec.interface import VideoCodec, VideoLatentSpec
 from lyra_ns.conditioning import Conditioning, ConditioningBuilder, RayDtype
 from lyra_ns.decoder import LatentGaussianDecoder
 from lyra_ns.decoder_head import pruned_gaussians
@@ -34,6 +34,17 @@ from lyra_ns.ssd_bidirectional import FORWARD_KERNEL_STATES
 from lyra_ns.stage_meter import StageMeter
 
 MemoryWay = Literal["auto", "whole", "chunked"]
+
+
+def check_codec(decoder: LatentGaussianDecoder, spec: VideoLatentSpec) -> None:
+    """ValueError if the decoder says that it was trained on latents of another codec."""
+    wanted, found = decoder.codec_digest, spec.digest
+    if wanted and wanted != found:
+        raise ValueError(
+            f"the decoder was trained on latents of a codec of digest {wanted}, found the codec "
+            f"{spec.codec} of digest {found or 'unknown'}: take the weights of this version "
+            "of lyra-ns, or train on data of this codec"
+        )
 
 
 @dataclass
@@ -55,13 +66,7 @@ class Reconstructor:
 
     def __post_init__(self) -> None:
         """Refuse a codec whose latents the decoder was not trained to read."""
-        wanted, found = self.decoder.codec_digest, self.codec.spec.digest
-        if wanted and wanted != found:
-            raise ValueError(
-                f"the decoder was trained on latents of a codec of digest {wanted}, found the codec "
-                f"{self.codec.spec.codec} of digest {found or 'unknown'}: take the weights of this version "
-                "of lyra-ns, or train on data of this codec"
-            )
+        check_codec(self.decoder, self.codec.spec)
         self.conditioning = ConditioningBuilder(
             self.codec,
             self.decoder.config.cell_size,

@@ -84,6 +84,15 @@ def test_too_short_clips_for_another_decoder_are_refused_before_they_are_made(fi
     assert not (tmp_path / "a").exists()
 
 
+def test_clips_of_a_codec_that_the_decoder_does_not_read_are_refused_before_they_are_made(
+    files, tmp_path, monkeypatch
+):
+    save_small_decoder(tmp_path / "other.safetensors", GaussianHeadConfig(), "another codec")
+    monkeypatch.setattr(generate_module, "make_clips", lambda *arguments: pytest.fail("clips were made"))
+    with pytest.raises(ValueError, match="codec of digest another codec, found the codec cosmos"):
+        run(files, tmp_path / "a", str(tmp_path / "other.safetensors"), num_frames=9)
+
+
 def test_the_warp_needs_a_codec_for_lyras_decoder(files, tmp_path):
     with pytest.raises(ValueError, match="--codec cosmos:FOLDER"):
         run(files, tmp_path / "a", "official.safetensors", weights=None, num_frames=9)

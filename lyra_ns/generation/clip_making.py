@@ -15,6 +15,7 @@ from lyra_ns.generation.settings import GenerateSettings
 from lyra_ns.generation.teachers.interface import CameraVideoTeacher, TeacherClip, TeacherRequest
 from lyra_ns.generation.teachers.registry import TeacherChoice, TeacherName, load_teacher
 from lyra_ns.memory_limits import DoesNotFit
+from lyra_ns.reconstruction import check_codec
 
 OnStep = Callable[[int, int], None]
 
@@ -99,4 +100,8 @@ def _fitting_codec(given: VideoCodec, decoder: LatentGaussianDecoder, device: to
     wants_linear = decoder.codec_digest == linear.spec.digest or (
         not decoder.codec_digest and is_small(decoder.config)
     )
-    return linear.to(device) if wants_linear and given.spec.digest != linear.spec.digest else given
+    if wants_linear and given.spec.digest != linear.spec.digest:
+        return linear.to(device)
+    # Here, because clips take long and would be lost.
+    check_codec(decoder, given.spec)
+    return given
