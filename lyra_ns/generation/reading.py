@@ -13,6 +13,7 @@ from lyra_ns.generation.inputs import (
     FINER,
     InputKind,
     SourceFrames,
+    finer_size,
     image_input,
     read_image_input,
     read_video_input,
@@ -54,6 +55,11 @@ def stored_input(settings: GenerateSettings) -> DecoderInput:
     has_frames = all(scene.scene.clips[trajectory].has("rgb") for trajectory in trajectories)
     frames = range(scene.num_frames)
     videos = [scene.rgb(trajectory, frames) for trajectory in trajectories] if has_frames else []
+    if settings.units == "fitted" and not has_frames:
+        raise ValueError(
+            f"--units fitted compares with the frames of all clips, found clips without in {settings.input}: "
+            "give --units scene or a number"
+        )
     names = [
         TRAJECTORIES[trajectory].name if trajectory < len(TRAJECTORIES) else "path"
         for trajectory in trajectories
@@ -68,6 +74,7 @@ def _made_from_prompt(settings: GenerateSettings, size: VideoSize, device: torch
 
     assert settings.prompt is not None
     make = load_text_to_image(settings.text_to_image, device, memory=settings.memory)
-    rgb = make(settings.prompt, FINER * size.height, FINER * size.width, settings.seed)
+    height, width = finer_size((FINER * size.height, FINER * size.width), size)
+    rgb = make(settings.prompt, height, width, settings.seed)
     name = re.sub(r"\W+", "_", settings.prompt.lower()).strip("_")[:NAME_LENGTH] or "prompt"
     return image_input(name, "prompt", rgb, settings, size, (f"made by {settings.text_to_image}",))
