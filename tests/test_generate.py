@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 from unittest import mock
@@ -23,7 +24,7 @@ from lyra_ns.commands.reconstruct import Reconstruct
 from lyra_ns.data.camera_files import indexed_bytes
 from lyra_ns.data.depth_files import depth_bytes
 from lyra_ns.data.store import LyraStore
-from lyra_ns.data.video_files import read_video, video_bytes, video_size
+from lyra_ns.data.video_files import VideoSize, read_video, video_bytes, video_size
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
 from lyra_ns.export.ply import load_ply
 from lyra_ns.gaussians import GaussianHeadConfig
@@ -33,6 +34,8 @@ from lyra_ns.generation.depth import choice
 from lyra_ns.generation.depth.small_network import load_small_depth
 from lyra_ns.generation.generate import generate
 from lyra_ns.generation.length_unit import farthest_frames, fitted_unit
+from lyra_ns.generation.output_folder import check_output, whole_folder
+from lyra_ns.generation.reading import read_source
 from lyra_ns.generation.settings import GenerateSettings
 from lyra_ns.reconstruction import Reconstructor
 from lyra_ns.rendering import RenderSettings
@@ -170,6 +173,13 @@ def test_its_latents_give_the_same_scene_again(made, files, tmp_path):
     assert "[5/5] files written" in printed
 
 
+def test_units_cannot_be_fitted_without_frames(made, files, tmp_path):
+    shutil.copytree(made[0] / "latents", tmp_path / "latents")
+    shutil.rmtree(tmp_path / "latents" / "static" / "0" / "rgb")
+    with pytest.raises(ValueError, match="--units fitted compares with the frames"):
+        run(files, tmp_path / "a", input=tmp_path / "latents", units="fitted")
+
+
 def test_paths_are_named_repeated_or_read_from_files(files, tmp_path):
     centres = torch.linspace(0, 1, 9)[:, None] * torch.tensor([2.0, 0.0, 0.0])
     poses = look_at(centres.double(), torch.tensor([0.0, 0.0, 8.0]).double().expand(9, 3))
@@ -187,6 +197,18 @@ def test_paths_are_named_repeated_or_read_from_files(files, tmp_path):
     torch.testing.assert_close(ends[1], torch.zeros(3))
     # 2 units of the file are 1 of the depth (0.5), 0.2 of the scene (median depth 5) and 0.8 of the decoder.
     torch.testing.assert_close(ends[2].norm(), torch.tensor(0.8))
+
+
+def test_the_zoom_of_a_path_file_is_kept(files, tmp_path):
+    lens = torch.tensor([90.0, 90, 48, 32]) * torch.linspace(1, 1.5, 9)[:, None]
+    lens[:, 2:] = torch.tensor([48.0, 32])
+    write_npz(tmp_path / "zoom.npz", path_of_poses(torch.eye(4).repeat(9, 1, 1), lens, 64, 96))
+    scene, _ = run(files, tmp_path / "a", trajectory=(str(tmp_path / "zoom.npz"), "left"), fov=60.0)
+    by_number = dict(zip(scene.given.trajectories, scene.given.cameras.intrinsics, strict=True))
+    zoomed, plain = by_number[0], by_number[1]
+    torch.testing.assert_close(plain, plain[:1].expand(9, 4))
+    torch.testing.assert_close(zoomed[0], plain[0])
+    torch.testing.assert_close(zoomed[-1], plain[0] * torch.tensor([1.5, 1.5, 1, 1]))
 
 
 def test_the_seed_and_the_number_of_paths_decide_the_paths(files, tmp_path):
@@ -250,6 +272,26 @@ def test_only_own_results_are_replaced(files, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="is a file"):
         run(files, tmp_path / "file")
+    with pytest.raises(ValueError, match=r"can be written to, found .*file"):
+        run(files, tmp_path / "file" / "scene")
+
+
+def test_places_that_no_folder_can_take_are_refused_before_the_work(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="mount point"):
+        check_output(Path("/proc"), None, overwrite=True, is_dry_run=False)
+    monkeypatch.setattr("os.access", lambda place, mode: False)
+    with pytest.raises(ValueError, match="must be in a folder that can be written to"):
+        check_output(tmp_path / "deep" / "scene", None, overwrite=False, is_dry_run=False)
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "scene").symlink_to(tmp_path / "disk")
+    with whole_folder(tmp_path / "scene") as folder:
+        (folder / "scene.ply").touch()
+    assert (tmp_path / "scene").is_symlink()
+    assert names(tmp_path / "disk") == {"scene.ply"}
+    assert names(tmp_path) == {"disk", "scene"}
 
 
 @pytest.mark.parametrize(
@@ -446,6 +488,10 @@ def test_a_prompt_is_painted_first(files, tmp_path, monkeypatch):
     )  # fmt: skip
     assert asked == [("some/model", "A red barn, at dusk", 128, 192, 7)]
     assert scene.record["scene"] == "a_red_barn_at_dusk"
+    # Nothing is gained by painting large clips larger than they are.
+    large = settings(files, tmp_path / "b", input=None, prompt="A red barn", height=384, width=640)
+    read_source("prompt", large, VideoSize(9, 384, 640), torch.device("cpu"))
+    assert asked[-1][2:4] == (384, 640)
 
 
 def test_the_command_line_is_the_same_call(files, tmp_path, monkeypatch, capsys):
