@@ -58,7 +58,8 @@ class MakeData:
     centre_quantile: float = 0.5
     """For --depth-units centre_quantile: share of the picture that is nearer than what paths turn about."""
     fov: float | None = None
-    """Horizontal field of view in degrees of pictures whose camera neither file nor estimator knows."""
+    """Horizontal field of view in degrees of the clips, that is of the cropped picture, whose camera neither
+    file nor estimator knows; --fov of generate is of the whole picture."""
     pose_scale: float = 1.0
     """Clips without depth: a unit of their poses in units of the estimated depth."""
     repeat_last: bool = False

@@ -60,7 +60,8 @@ class MakeDataSettings:
     centre_quantile: float = 0.5
     """Where paths turn, with depth units centre_quantile."""
     fov_x: float = ASSUMED_FOV
-    """Horizontal field of view in degrees where neither file nor estimator tells one."""
+    """Horizontal field of view in degrees of the clips (the cropped picture) where neither file nor estimator
+    tells one."""
     pose_scale: float = 1.0
     """Clips that have cameras but no depth: a unit of the poses in units of the predicted depth."""
     repeat_last: bool = False
