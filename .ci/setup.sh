@@ -88,16 +88,10 @@ install_requirements() {
   pins="$environment/constraints.txt"
   constraints_for_environment >"$pins"
   say "installing the requirements, some 8 GB: a few minutes (log: $log)"
-  : >"$log"
-  # Again, because one page of the registry that does not load looks to pip like versions that do not exist.
-  for attempt in 1 2 3; do
-    "$environment/bin/python" -m pip install --disable-pip-version-check -c "$pins" -e ".[dev]" >>"$log" 2>&1 && break
+  "$environment/bin/python" -m pip install --disable-pip-version-check -c "$pins" -e ".[dev]" >"$log" 2>&1 || {
     tail -n 15 "$log" >&2
-    [ "$attempt" -lt 3 ] ||
-      fail "pip could not install the requirements, see $log; run make again to retry"
-    say "pip failed, trying again"
-    sleep 5
-  done
+    fail "pip could not install the requirements, see $log; run make again to retry"
+  }
   pwd >"$ready"
 }
 
