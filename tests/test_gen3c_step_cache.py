@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -38,6 +39,23 @@ def counted(pipeline: Any) -> list[int]:
     for index, block in enumerate(pipeline.transformer.transformer_blocks):
         block.attn2.register_forward_pre_hook(lambda *_, index=index: calls.append(index))
     return calls
+
+
+def test_nothing_is_kept_when_a_clip_is_done() -> None:
+    pipeline, cache = cached(threshold=1e6)
+    kept: list[weakref.ref[Tensor]] = []
+    through = cache.through
+
+    def watched(index: int, stream: Tensor, work: Any) -> Tensor:
+        result = through(index, stream, work)
+        kept.extend(weakref.ref(branch.first) for branch in cache._branches.values())
+        return result
+
+    cache.through = watched  # type: ignore[method-assign]
+    latents_of(pipeline, 6)
+    assert kept
+    assert not any(reference() is not None for reference in kept)
+    assert cache.num_skipped > 0
 
 
 def test_threshold_zero_computes_everything(plain: Tensor) -> None:

@@ -206,6 +206,8 @@ class Gen3CPipeline(DiffusionPipeline):
             latents = sample(
                 denoiser, self.scheduler.sigmas.tolist(), initial, known, known_noise, augment_sigma, count
             )
+        if cache is not None:
+            cache.free()
         self.maybe_free_model_hooks()
         return latents
 

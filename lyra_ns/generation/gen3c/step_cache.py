@@ -88,8 +88,12 @@ class StepCache:
 
     def start(self, num_steps: int) -> None:
         """Forgets everything: a new clip begins. Must be called before each clip."""
-        self._branches = {}
+        self.free()
         self._num_steps, self.num_computed, self.num_skipped = num_steps, 0, 0
+
+    def free(self) -> None:
+        """Lets go of the tensors, 3 GB at full size, which decoding has better use for; counts stay."""
+        self._branches = {}
 
     @contextmanager
     def branch(self, name: str, noise_label: float) -> Iterator[None]:
