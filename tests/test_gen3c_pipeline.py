@@ -272,6 +272,7 @@ def test_bad_input_is_told(pipeline: Gen3CPipeline, image: Tensor, buffers: Tens
         ({"buffers": buffers.repeat(1, 1, 6, 1, 1)}, r"up to \[16, 32, 32\] .*, found \[18, 4, 6\]"),
         ({"num_inference_steps": 0}, "at least 1 step"),
         ({"guidance": float("nan")}, "finite guidance"),
+        ({"generator": seeded(0, 1, 2)}, "expected one generator or 2, found 3"),
         ({"prompt": "a room"}, "the pipeline has no T5"),
         ({"prompt": "a", "prompt_embeds": drawn(1, 5, TEXT_CHANNELS)}, "not both"),
     ]:

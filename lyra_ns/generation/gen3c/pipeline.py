@@ -214,6 +214,8 @@ class Gen3CPipeline(DiffusionPipeline):
     def _noise(self, shape: tuple[int, ...], generator: Generators, is_shared: bool) -> Tensor:
         """Standard normal float32 noise, drawn for all samples or once."""
         own = list(generator) if isinstance(generator, Sequence) else generator
+        if isinstance(own, list) and len(own) not in (1, shape[0]):
+            raise ValueError(f"expected one generator or {shape[0]}, found {len(own)}: give each its own")
         if is_shared:
             own = own[0] if isinstance(own, list) else own
             noise = randn_tensor((1, *shape[1:]), own, self._execution_device, torch.float32)
