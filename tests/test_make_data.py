@@ -188,6 +188,24 @@ def test_full_disk_ends_the_run_in_one_sentence(
     assert make_data(pictures, root, SETTINGS, ON_CPU).num_made == 6
 
 
+def test_a_gpu_that_fails_for_good_does_not_make_every_scene_a_failure(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once CUDA has met an illegal access every further call of the process fails."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("lyra_ns.generation.teachers.warp.WarpTeacher.generate", fail)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    with pytest.raises(ValueError, match=r"scene0 left its GPU unusable: .*illegal memory access"):
+        make_data(pictures, tmp_path / "out", SETTINGS, ON_CPU)
+    assert not read_failures(tmp_path / "out")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    assert len(make_data(pictures, tmp_path / "out", SETTINGS, ON_CPU).failures) == 3
+
+
 def test_models_that_cannot_be_loaded_end_the_run(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs weights"):
         make_data(

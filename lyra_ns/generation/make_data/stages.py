@@ -128,11 +128,25 @@ class StageWorker:
                 return JobResult(job, codec=self._do(job))
             except Exception as error:
                 logger.debug("scene %s", job.scene.name, exc_info=True)
+                if _is_gpu_lost(error):
+                    lost = f"scene {job.scene.name} left its GPU unusable: {_sentence(error)}"
+                    return JobResult(job, lost, is_fatal=True)
                 return JobResult(job, _sentence(error), is_fatal=_is_fatal(error))
 
 
 def _is_fatal(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in FATAL_ERRORS
+
+
+def _is_gpu_lost(error: Exception) -> bool:
+    """Whether CUDA fails in this process from now on, as after an illegal access; not out of memory."""
+    if not isinstance(error, RuntimeError) or not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def _sentence(error: Exception) -> str:
