@@ -407,6 +407,18 @@ def test_vipes_cameras_are_followed_in_units_of_the_scene(files, tmp_path):
     assert not scene.given.is_dynamic
 
 
+def test_paths_of_moving_scenes_never_get_the_numbers_of_reversed_videos(files, tmp_path):
+    """Readers would leave their latents out."""
+    write_vipe(tmp_path / "vipe")
+    chosen = {"input": tmp_path / "vipe", "depth": "auto", "checkpoint": str(files / "dynamic.safetensors")}
+    with pytest.raises(ValueError, match="at most 6 of --trajectory for a moving scene, found 7"):
+        run(files, tmp_path / "a", trajectory=("left",) * 7, **chosen)
+    scene, _ = run(
+        files, tmp_path / "a", trajectory=("left",) * 7, first_frame_only=True, dry_run=True, **chosen
+    )
+    assert len(scene.record["paths"]) == 7
+
+
 def test_a_picture_alone_gets_the_depth_that_ships(files, tmp_path, monkeypatch):
     monkeypatch.setattr(choice, "why_no_moge", lambda: "MoGe is not installed")
     _, printed = run(files, tmp_path / "made", depth="auto", num_trajectories=1)

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lyra_ns.cameras import CameraPath, relative_to, stack_cameras
+from lyra_ns.data.pose_order import FIRST_FLIPPED_ID
 from lyra_ns.data.resizing import resize_rgb
 from lyra_ns.data.sampling import EVALUATION_ORDER
 from lyra_ns.data.video_files import VideoSize
@@ -98,6 +99,11 @@ def plan_scene(
 
     FileNotFoundError or ValueError for paths and scales that cannot be used.
     """
+    if frames.is_video and len(settings.trajectory) > FIRST_FLIPPED_ID:
+        raise ValueError(
+            f"expected at most {FIRST_FLIPPED_ID} of --trajectory for a moving scene, found "
+            f"{len(settings.trajectory)}: further numbers are those of reversed videos, make a second scene"
+        )
     scale = scene_scale(
         found.first,
         units=settings.depth_units,
