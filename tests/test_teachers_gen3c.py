@@ -263,9 +263,19 @@ def test_bad_requests_are_told_before_anything_is_made(teacher: Gen3CTeacher) ->
         ValueError, match=r"hall, trajectory 0: a video of 17 frames .* needs a depth estimator"
     ):
         teacher.generate_chunks([request(0, 17)])
+    large = torch.zeros(3, 2 * HEIGHT, 2 * WIDTH)
+    finer = SceneCache.from_image(
+        large, torch.full(large.shape[1:], DEPTH), good.cameras[0].resized(*large.shape[1:])
+    )
+    chunked = Gen3CTeacher(teacher.pipeline, SETTINGS, Estimator())
+    with pytest.raises(ValueError, match=r"of its own size, \(32, 48\) .*, found \(64, 96\)"):
+        chunked.generate_chunks([request(0, 17, cache=finer)], lambda *done: steps.append(done))
     assert not steps
     with pytest.raises(ValueError, match="expected steps"):
         Gen3CSettings(steps=0)
+    for chunk_frames in (1, 120):
+        with pytest.raises(ValueError, match=f"found {chunk_frames}: take one"):
+            Gen3CSettings(chunk_frames=chunk_frames)
 
 
 @pytest.fixture

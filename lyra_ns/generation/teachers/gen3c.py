@@ -20,6 +20,8 @@ from torch import Tensor
 
 from lyra_ns.cameras import CameraPath
 from lyra_ns.codec.cosmos import CosmosCodec
+from lyra_ns.generation.cache.scene import SceneCache
+from lyra_ns.generation.camera_paths import FRAMES_PER_LATENT
 from lyra_ns.generation.depth.estimator import DepthEstimator
 from lyra_ns.generation.gen3c.sampling import AUGMENT_SIGMA
 from lyra_ns.generation.teachers.chunks import Chunk, chunk_paths, first_chunk, next_chunk
@@ -56,6 +58,10 @@ class Gen3CSettings:
             raise ValueError(
                 "expected steps and samples_at_once of 1 or more and a finite guidance from 0 on, found "
                 f"{self.steps}, {self.samples_at_once} and {self.guidance}"
+            )
+        if self.chunk_frames < FRAMES_PER_LATENT + 1 or self.chunk_frames % FRAMES_PER_LATENT != 1:
+            raise ValueError(
+                f"expected chunk_frames of 9, 17 .. 121, found {self.chunk_frames}: take one of these"
             )
 
 
@@ -232,11 +238,21 @@ class Gen3CTeacher:
                 f"the network reads {self.pipeline.num_buffers} 3D buffers, found a cache of up to {most}: "
                 "lower max_buffers in its settings"
             )
-        is_long = cameras.shape[0] > self.settings.chunk_frames
-        if is_long and cache.policy != "per_frame" and self.depth is None:
+        if cameras.shape[0] > self.settings.chunk_frames and cache.policy != "per_frame":
+            self._check_extension(cameras, cache)
+
+    def _check_extension(self, cameras: CameraPath, cache: SceneCache) -> None:
+        """ValueError unless the last frame of a chunk can become part of the cache."""
+        if self.depth is None:
             raise ValueError(
                 f"a video of {cameras.shape[0]} frames is made in chunks, which needs a depth estimator: "
                 "give the teacher one, or shorten the path"
+            )
+        size, known = (cameras.height, cameras.width), tuple(cache.frames.depth.shape[1:])
+        if size != known:
+            raise ValueError(
+                f"a video of chunks needs a cache of frames of its own size, {size} (height x width), found "
+                f"{known}: resize them together, or shorten the path"
             )
 
     def _embedded(self, requests: Sequence[TeacherRequest]) -> list[tuple[Tensor, Tensor]]:
