@@ -395,9 +395,9 @@ def test_vipes_cameras_are_followed_in_units_of_the_scene(files, tmp_path):
     scene, printed = run(files, tmp_path / "a", checkpoint=dynamic, units=3.0, **chosen)
     assert "depth: ViPE's own" in printed
     assert "lens: ViPE" in printed
-    # Depth 2 is 1 in the scene and 3 for the decoder, so 0.1 of a frame is 0.15.
+    # Lengths stay as ViPE gives them, and are three times that for the decoder: 0.1 of a frame is 0.3.
     centres = scene.given.cameras.camera_to_world[0, :, :3, 3]
-    expected = torch.arange(9)[:, None] * torch.tensor([0.15, 0.0, 0.0])
+    expected = torch.arange(9)[:, None] * torch.tensor([0.3, 0.0, 0.0])
     torch.testing.assert_close(centres, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(scene.given.cameras.intrinsics[0, 0], torch.tensor([80.0, 80, 48, 32]))
     # The source camera sees every frame as it was.

@@ -137,6 +137,13 @@ def test_the_picture_is_cropped_in_the_middle_and_its_lens_with_it():
     assert "cropped in the middle to 240 x 160 (20% cut away)" in frames.notes[-1]
 
 
+@pytest.mark.parametrize("bad", [(200.0, float("nan"), 150.0, 80.0), (0.0, 200.0, 150.0, 80.0)])
+def test_a_lens_that_no_camera_has_is_refused(bad):
+    picture = torch.zeros(3, 160, 300, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="--intrinsics"):
+        image_input("a", "image", picture, settings(intrinsics=bad), SIZE)
+
+
 def test_a_crop_that_takes_much_says_how_to_avoid_it():
     picture = torch.zeros(3, 400, 300, dtype=torch.uint8)
     (note,) = image_input("a", "image", picture, settings(), SIZE).notes

@@ -25,6 +25,7 @@ from lyra_ns.generation.make_data.jobs import Job, JobResult, Shard
 from lyra_ns.generation.make_data.leftovers import registered_run
 from lyra_ns.generation.make_data.plan import PlannedScene
 from lyra_ns.generation.make_data.progress import RunProgress, in_words
+from lyra_ns.generation.make_data.ray_workers import ray_workers
 from lyra_ns.generation.make_data.run import RunOptions, make_data
 from lyra_ns.generation.make_data.workers import (
     MOST_DEATHS,
@@ -248,3 +249,11 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> None:
     while not condition():
         assert time.monotonic() < deadline, "nothing happened in time"
         time.sleep(0.02)
+
+
+def test_ray_actors_choose_no_gpu_of_their_own(monkeypatch):
+    """Each sees one GPU, so that cuda:1 would be none."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 2.0, "CPU": 4.0})
+    with pytest.raises(ValueError, match="sees one GPU only"):
+        ray_workers(FragileStage(), 0, "cuda:1", 2)

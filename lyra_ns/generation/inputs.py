@@ -186,7 +186,7 @@ def _given_intrinsics(
     height, width = given
     if settings.intrinsics is not None:
         fx, fy, cx, cy = settings.intrinsics
-        if not (min(fx, fy) > 0 and 0 <= cx <= width and 0 <= cy <= height):
+        if not (0 < fx < math.inf and 0 < fy < math.inf and 0 <= cx <= width and 0 <= cy <= height):
             raise ValueError(
                 f"expected --intrinsics fx fy cx cy in pixels of the picture ({width} x {height}), found "
                 f"{fx:g} {fy:g} {cx:g} {cy:g}: focal lengths above 0 and a centre inside"

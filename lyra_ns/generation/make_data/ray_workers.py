@@ -93,9 +93,14 @@ def ray_workers(stage: Stage, num_workers: int, device: str, num_jobs: int) -> l
     import ray
 
     has = ray.cluster_resources()
+    if device.startswith("cuda:"):
+        raise ValueError(
+            f"expected auto, cpu or cuda as --device with --ray, found {device}: every actor sees one GPU "
+            "only, and Ray chooses which"
+        )
     if device == "auto":
         device = "cuda" if has.get("GPU", 0) >= 1 else "cpu"
-    kind = "GPU" if device.startswith("cuda") else "CPU"
+    kind = "GPU" if device == "cuda" else "CPU"
     count = num_workers or int(has.get(kind, 0))
     if count < 1:
         raise ValueError(f"expected a cluster with {kind}s, found none: give another --device or cluster")
