@@ -24,9 +24,10 @@ import tyro
 from torch import Tensor
 
 from benchmarks.environment import describe_environment
-from benchmarks.full_size.inputs import READING_ORDER, Size, cameras
+from benchmarks.full_size.inputs import Size, cameras
 from lyra_ns.cameras import ray_grid
 from lyra_ns.conditioning import Conditioning
+from lyra_ns.data.reading_order import READING_ORDER
 from lyra_ns.data.types import SceneBatch
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
 from lyra_ns.device_memory import GIB

@@ -11,9 +11,10 @@ import torch
 from benchmarks.full_size import forward, rendering
 from benchmarks.full_size.__main__ import file_name, main
 from benchmarks.full_size.forward import Way, decoder_of, forward_rows, reconstruct
-from benchmarks.full_size.inputs import READING_ORDER, Size, cameras, conditioning, gaussians, latents
+from benchmarks.full_size.inputs import Size, cameras, conditioning, gaussians, latents
 from benchmarks.full_size.measure import Measured
 from benchmarks.kernels import cosmos_encoder
+from lyra_ns.data.reading_order import READING_ORDER
 from lyra_ns.decoder import DecoderConfig
 from lyra_ns.trajectories import TRAJECTORIES
 

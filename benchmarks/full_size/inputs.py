@@ -11,11 +11,9 @@ from torch import Tensor
 
 from lyra_ns.cameras import CameraPath, RayGrid, ray_grid, stack_cameras
 from lyra_ns.conditioning import Conditioning
+from lyra_ns.data.reading_order import READING_ORDER
 from lyra_ns.gaussians import Gaussians
 from lyra_ns.trajectories import TRAJECTORIES, trajectory_path
-
-READING_ORDER = (5, 0, 1, 2, 3, 4)
-"""The official order of the trajectories (lyra_decoder.md 5)."""
 
 
 @dataclass(frozen=True)

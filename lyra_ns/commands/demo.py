@@ -10,6 +10,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from lyra_ns.data.reading_order import READING_ORDER
+
 if TYPE_CHECKING:
     from lyra_ns.cameras import CameraPath
     from lyra_ns.data.loaded import StoredScene
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
 
 DEMO_SEED = 2026
 """Seed of the demo's scenes; the decoder that ships was trained on those of seed 0."""
-TRAJECTORIES = (5, 0, 1, 2, 3, 4)
-"""Order in which the trajectories are read, the official one."""
 LOOP_FRAMES = 72
 """Frames of the turn-table video, three seconds."""
 
@@ -123,7 +123,7 @@ class Demo:
         store = LyraStore(data)
         reconstruct = DecoderChoice(checkpoint=str(run_folder)).reconstructor(store.spec)
         scene = stored_scene(store)
-        z, cameras = read_inputs(scene, TRAJECTORIES)
+        z, cameras = read_inputs(scene, READING_ORDER)
         gaussians = reconstruct(z, cameras).to("cpu")
         write_gaussians(gaussians, self.output / "scene.html", cameras, scene.name, "ewa")
         write_turntable(gaussians, cameras, self.output / "turntable.mp4")
@@ -172,7 +172,7 @@ def write_contact_sheet(reconstruct: Reconstructor, scene: StoredScene, path: Pa
     from lyra_ns.data.types import NOVEL_FIRST_ID
     from lyra_ns.evaluation.pictures import contact_sheet, save_picture
     from lyra_ns.rendering import RenderSettings, render
-    from lyra_ns.trajectories import TRAJECTORIES as PATHS
+    from lyra_ns.trajectories import TRAJECTORIES
 
     batch = evaluation_batch(scene, reconstruct.codec, frames=(scene.num_frames - 1,))
     taught = evaluation_batch(
@@ -186,7 +186,7 @@ def write_contact_sheet(reconstruct: Reconstructor, scene: StoredScene, path: Pa
     rows = [
         f"unseen path {trajectory - NOVEL_FIRST_ID}"
         if trajectory >= NOVEL_FIRST_ID
-        else PATHS[trajectory].name
+        else TRAJECTORIES[trajectory].name
         for trajectory, _ in batch.target_ids[0]
     ]
     teacher = taught.target_rgb[0].clone()

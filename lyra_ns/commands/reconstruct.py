@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from lyra_ns.commands.choices import DecoderChoice, chosen_device
+from lyra_ns.data.reading_order import in_reading_order
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".ply", ".splat", ".html")
 """Kinds of files that are written."""
-USUAL_TRAJECTORIES = (5, 0, 1, 2, 3, 4)
-"""The order in which decoders are trained to read trajectories."""
 OFFICIAL_OUTPUT = "diffusion_output"
 """Folder in which official demonstration data keeps the numbered folders."""
 
@@ -160,9 +159,7 @@ def chosen_trajectories(scene: StoredScene, wanted: tuple[int, ...] | None) -> t
     """`wanted`, or all trajectories with latents, the usual ones first and in their usual order."""
     if wanted is not None:
         return wanted
-    found = scene.input_ids
-    usual = [trajectory for trajectory in USUAL_TRAJECTORIES if trajectory in found]
-    return (*usual, *(trajectory for trajectory in found if trajectory not in usual))
+    return tuple(in_reading_order(scene.input_ids))
 
 
 def read_inputs(scene: StoredScene, trajectories: tuple[int, ...]) -> tuple[Tensor, CameraPath]:

@@ -18,10 +18,10 @@ from lyra_ns.data.plans import (
     draw_plans,
     target_frame_weights,
 )
+from lyra_ns.data.reading_order import READING_ORDER
 from lyra_ns.data.types import SceneBatch
 
 __all__ = [
-    "EVALUATION_ORDER",
     "LoadedScene",
     "PendingBatch",
     "SamplingConfig",
@@ -36,9 +36,6 @@ __all__ = [
     "make_batch",
     "target_frame_weights",
 ]
-
-EVALUATION_ORDER = (5, 0, 1, 2, 3, 4)
-"""Order in which the official inference reads the trajectories: the spiral first."""
 
 
 def make_batch(
@@ -63,7 +60,7 @@ def evaluation_batch(
     num_trajectories: int = 6,
     frames: Sequence[int] | None = None,
     target_frames: FrameSource = "rgb",
-    order: Sequence[int] = EVALUATION_ORDER,
+    order: Sequence[int] = READING_ORDER,
     with_novel_paths: bool = True,
     with_depth: bool = True,
 ) -> SceneBatch:

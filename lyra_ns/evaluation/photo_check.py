@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from lyra_ns.cameras import CameraPath, stack_cameras
-from lyra_ns.data.sampling import EVALUATION_ORDER
+from lyra_ns.data.reading_order import READING_ORDER
 from lyra_ns.evaluation.baselines import pixel_gaussians, render_splats
 from lyra_ns.evaluation.metrics import psnr
 from lyra_ns.evaluation.pictures import contact_sheet
@@ -162,7 +162,7 @@ def photo_paths(photo: StereoPhoto, num_frames: int) -> CameraPath:
                 height=height,
                 width=width,
             )
-            for trajectory in EVALUATION_ORDER
+            for trajectory in READING_ORDER
         ]
     )
 

@@ -54,9 +54,7 @@ def depth_of_frames(
     if is_depth_file(choice):
         return _of_file(frames, Path(choice).expanduser())
     if choice == "auto" and frames.vipe is not None:
-        # `vipe infer -p lyra` aligns its poses to MoGe's first version, like the official data.
-        first = DepthPrediction(frames.vipe.depth[0], frames.intrinsics, False, True, "vipe")
-        return _with_intrinsics(frames, frames.vipe.depth, first, "ViPE's own")
+        return _with_intrinsics(frames, frames.vipe.depth, frames.vipe.first_prediction(), "ViPE's own")
     chosen = load_depth(choice, device)
     estimator = chosen.estimator
     if isinstance(estimator, PlaneDepth):

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lyra_ns.cameras import CameraPath, relative_to, stack_cameras
 from lyra_ns.data.pose_order import FIRST_FLIPPED_ID
+from lyra_ns.data.reading_order import READING_ORDER, in_reading_order
 from lyra_ns.data.resizing import resize_rgb
-from lyra_ns.data.sampling import EVALUATION_ORDER
 from lyra_ns.data.video_files import VideoSize
 from lyra_ns.generation.cache.scene import SceneCache
 from lyra_ns.generation.cache.settings import CacheSettings
@@ -176,7 +176,7 @@ def _paths(
         return PlannedPath(config.kind, number, config.distance, cameras)
 
     if not settings.trajectory:
-        return [named(six[number], number) for number in EVALUATION_ORDER[: settings.num_trajectories]]
+        return [named(six[number], number) for number in READING_ORDER[: settings.num_trajectories]]
     planned = []
     for number, word in enumerate(settings.trajectory):
         if word in MOTIONS:
@@ -194,9 +194,7 @@ def _paths(
 def in_decoders_order(paths: list[PlannedPath]) -> list[PlannedPath]:
     """Numbers 5, 0, 1, 2, 3, 4 first and in this order, then the others, as `reconstruct` reads them."""
     numbers = [path.trajectory for path in paths]
-    usual = [number for number in EVALUATION_ORDER if number in numbers]
-    order = [*usual, *(number for number in numbers if number not in usual)]
-    return [paths[numbers.index(number)] for number in order]
+    return [paths[numbers.index(number)] for number in in_reading_order(numbers)]
 
 
 def _config_of(kind: str, six: tuple[CameraPathConfig, ...]) -> CameraPathConfig:

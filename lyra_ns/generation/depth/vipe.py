@@ -22,6 +22,7 @@ from lyra_ns.data.camera_files import read_indexed, read_intrinsics, read_poses
 from lyra_ns.data.depth_files import read_depth
 from lyra_ns.data.resizing import resize_cameras, resize_depth, resize_rgb
 from lyra_ns.data.video_files import read_video
+from lyra_ns.generation.depth.estimator import DepthPrediction
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,13 @@ class ViPEClip:
     """Cameras [L], OpenCV."""
     moving: Bool[Tensor, "L H W"] | None
     """Where things move, if ViPE wrote masks."""
+
+    def first_prediction(self) -> DepthPrediction:
+        """Depth of the first frame as an estimator would give it.
+
+        In the units of Lyra's data: `vipe infer -p lyra` aligns its poses to MoGe's first version, too.
+        """
+        return DepthPrediction(self.depth[0], self.cameras.intrinsics[0], False, True, "vipe")
 
     def resized(self, height: int, width: int) -> ViPEClip:
         """The clip after a centre crop to the aspect of `height` x `width` and a resize."""

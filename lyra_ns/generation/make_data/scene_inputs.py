@@ -33,9 +33,6 @@ from lyra_ns.generation.make_data.plan import PICTURE_FOLDER, PlannedScene
 from lyra_ns.generation.make_data.settings import MakeDataSettings
 from lyra_ns.generation.video_frames import read_frames
 
-VIPE = "vipe"
-"""What records call ViPE's depth."""
-
 
 @dataclass(frozen=True)
 class SceneInputs:
@@ -132,9 +129,7 @@ class InputReader:
             self.source, name, num_frames=self.settings.num_frames, repeat_last=self.settings.repeat_last
         )
         clip = clip.resized(*self._kept_size((clip.cameras.height, clip.cameras.width)))
-        # `vipe infer -p lyra` aligns its poses to MoGe's first version, like the official data.
-        first = DepthPrediction(clip.depth[0], clip.cameras.intrinsics[0], False, True, VIPE)
-        scale = self._scale(first)
+        scale = self._scale(clip.first_prediction())
         poses = clip.cameras.camera_to_world.clone()
         poses[:, :3, 3] *= scale.depth_factor
         cameras = replace(clip.cameras, camera_to_world=poses)
