@@ -48,6 +48,7 @@ def test_numbers_survive_conversion_and_copying() -> None:
     layer = EightBitLinear(linear(), "store")
     before = layer.weight8.clone(), layer.scale.clone()
     nn.Sequential(layer).to(torch.bfloat16)
+    assert {name for name, _ in layer.named_parameters()} == {"weight8", "scale"}
     assert (layer.weight8.dtype, layer.scale.dtype) == (torch.float8_e4m3fn, torch.float32)
     assert torch.equal(layer.weight8.float(), before[0].float())
     assert torch.equal(layer.scale, before[1])

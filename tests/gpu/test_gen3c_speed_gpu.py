@@ -138,6 +138,15 @@ def test_policies_give_the_same_latents(by_policy: dict[str, Tensor], policy: st
     assert relative(by_policy["fast"], latents_of(small_pipeline())) < 0.2
 
 
+def test_low_memory_keeps_no_block_on_the_gpu() -> None:
+    for eight_bits in (False, True):
+        pipeline = small_pipeline()
+        pipeline.transformer.to("cuda")
+        apply_memory_policy(pipeline, "low", "cuda", size=SMALL, eight_bits=eight_bits)
+        blocks = pipeline.transformer.transformer_blocks
+        assert not any(tensor.is_cuda for tensor in blocks.state_dict().values())
+
+
 def test_low_memory_with_eight_bits_and_step_cache(by_policy: dict[str, Tensor]) -> None:
     pipeline = small_pipeline()
     apply_memory_policy(pipeline, "low", "cuda", size=SMALL, eight_bits=True)

@@ -28,10 +28,10 @@ FEWEST_TOKENS = 17
 
 
 class EightBitLinear(nn.Module):
-    """Stands for an nn.Linear without bias; its weights are buffers that no gradient reaches."""
+    """Stands for an nn.Linear without bias; no gradient reaches its weights.
 
-    weight8: Tensor
-    scale: Tensor
+    They are parameters, because diffusers' group offloading leaves buffers on the device.
+    """
 
     def __init__(self, linear: nn.Linear, mode: EightBits) -> None:
         super().__init__()
@@ -41,8 +41,8 @@ class EightBitLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.mode: EightBits = mode
         weight8, scale = rounded_rows(linear.weight.detach())
-        self.register_buffer("weight8", weight8)
-        self.register_buffer("scale", scale)
+        self.weight8 = nn.Parameter(weight8, requires_grad=False)
+        self.scale = nn.Parameter(scale, requires_grad=False)
 
     def forward(self, tokens: Float[Tensor, "*batch I"]) -> Float[Tensor, "*batch O"]:
         """The product in the dtype of the tokens."""
