@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
+from safetensors import SafetensorError
+
+from lyra_ns.generation.complete_weights import MissingWeights, refusing_missing_weights
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 Memory = Literal["fast", "balanced", "low"]
@@ -55,8 +59,10 @@ def load_pretrained(
 ) -> Loaded:
     """What `load` makes of a folder with `config_name`, or of a hub id owner/name.
 
-    FileNotFoundError, in one sentence, if there are no weights, if some are missing, or if they cannot be
-    read or fetched; ModuleNotFoundError if reading them needs a package that is not installed.
+    `load` must look up from_pretrained when it is called, as a lambda does: see `refusing_missing_weights`.
+    FileNotFoundError, in one sentence, if there are no weights, if some are missing (which transformers, too,
+    would only warn of), or if they cannot be read or fetched; ModuleNotFoundError if reading them needs a
+    package that is not installed.
     """
     folder = Path(location).expanduser()
     if not folder.is_dir() and not HUB_ID.fullmatch(location):
@@ -70,23 +76,50 @@ def load_pretrained(
             "save_pretrained wrote, or one downloaded from the hub as a whole"
         )
     try:
-        loaded = load(str(folder) if folder.is_dir() else location)
+        with refusing_missing_weights():
+            loaded = load(str(folder) if folder.is_dir() else location)
+        if missing := missing_weights(loaded):
+            raise MissingWeights(missing)
     except ImportError as error:
         raise ModuleNotFoundError(
             f"{purpose}: the weights at {location} need a package that is missing ({first_line(error)})"
         ) from error
-    except (OSError, ValueError, KeyError) as error:
+    except MissingWeights as error:
         raise FileNotFoundError(
+            f"{purpose}: the weights at {location} {error}: convert or download them again"
+        ) from error
+    except torch.cuda.OutOfMemoryError:
+        raise
+    # RuntimeError: numbers of other shapes than the configuration says; SafetensorError: half a file.
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise _unreadable(location, folder, purpose, error) from error
+    return loaded
+
+
+def _unreadable(location: str, folder: Path, purpose: str, error: Exception) -> FileNotFoundError:
+    """What to say where a folder, or a hub id, gives no weights."""
+    if not folder.is_dir():
+        return FileNotFoundError(
             f"{purpose}: the weights at {location} could not be loaded ({first_line(error)}): download them "
             f"where there is a network with `hf download {location}` (gated ones after `hf auth login`), or "
             "give the path of a complete folder"
-        ) from error
-    if missing := missing_weights(loaded):
-        raise FileNotFoundError(
-            f"{purpose}: the weights at {location} lack {len(missing)} tensors of their network, the first "
-            f"is {missing[0]}: convert or download them again"
         )
-    return loaded
+    lacking = ", ".join(_missing_parts(folder))
+    reason = f"it has no folder {lacking}" if lacking else first_line(error)
+    return FileNotFoundError(
+        f"{purpose}: the folder {folder} could not be loaded ({reason}): copy or convert it again, so that "
+        "it is complete"
+    )
+
+
+def _missing_parts(folder: Path) -> list[str]:
+    """Folders that a pipeline's index names and that are not there; none for a folder of one network."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+    except (OSError, ValueError):
+        return []
+    parts = (name for name, kind in index.items() if isinstance(kind, list) and kind and kind[0] is not None)
+    return [name for name in parts if not (folder / name).is_dir()]
 
 
 def missing_weights(loaded: Any) -> list[str]:

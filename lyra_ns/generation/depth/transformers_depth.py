@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lyra_ns.generation.depth.estimator import DepthPrediction, checked_depth, checked_image
+from lyra_ns.generation.pretrained import load_pretrained
 
 DEPTH_PRO = "apple/DepthPro-hf"
 """Weights of DepthPro: metric depth and field of view; Apple's research licence."""
@@ -63,19 +64,15 @@ def load_transformers_depth(
 ) -> TransformersDepth:
     """A depth model of transformers by hub name or folder.
 
-    ValueError for models of relative depth, which is inverse and has an unknown shift, for weights that
-    cannot be read, and for a DepthPro without its field of view.
+    ValueError for models of relative depth, which is inverse and has an unknown shift, and for a DepthPro
+    without its field of view; FileNotFoundError for weights that cannot be read or that lack tensors.
     """
     from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
-    try:
-        model = AutoModelForDepthEstimation.from_pretrained(weights)
-        processor = AutoImageProcessor.from_pretrained(weights)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(
-            f"expected weights of a depth model of transformers, found none at {weights} ({reason})"
-        ) from error
+    def load(place: str) -> tuple[Any, Any]:
+        return AutoModelForDepthEstimation.from_pretrained(place), AutoImageProcessor.from_pretrained(place)
+
+    model, processor = load_pretrained(load, weights, "depth model", "config.json")
     check_metric(model.config, weights)
     return TransformersDepth(model.to(device).eval(), processor, weights)
 
