@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +11,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_make_data import ON_CPU
 
 from lyra_ns.cameras import CameraPath
+from lyra_ns.data.check import check_dataset
 from lyra_ns.data.pose_order import order_of_ends
 from lyra_ns.data.video_files import video_bytes
 from lyra_ns.data.writer import write_clip
 from lyra_ns.generation.make_data.jobs import Shard, missing_jobs
 from lyra_ns.generation.make_data.plan import Plan, chosen_scenes, extended_plan
+from lyra_ns.generation.make_data.run import make_data
 from lyra_ns.generation.make_data.scene_paths import in_forward_time, noise_seed, scene_path
 from lyra_ns.generation.make_data.settings import MakeDataSettings, settings_digest
 from lyra_ns.generation.make_data.sources import FoundScene, FoundScenes, find_scenes
@@ -58,6 +62,84 @@ def test_scenes_are_told_by_content(pictures: Path, tmp_path: Path) -> None:
     plan = extended_plan(tmp_path / "out", SETTINGS, found)
     digests = {scene.source: scene.digest[:8] for scene in found.scenes}
     assert set(plan.scenes) == {f"cat-{digests['cat.png']}", f"cat-{digests['old/cat.png']}", "dog_one"}
+
+
+ODD_NAMES = (
+    "a b.png", "a_b.png", "a  b.png", "Cat.png", "cat.png", "cat.jpeg", "cat.PNG.png", "caf\u00e9.png",
+    "cafe\u0301.png", "日本 の 庭.png", "'quoted' $(x); &.png", "-o.png", "…png.png", "#1.webp",
+    "line\nbreak.png",
+    "deep er/a b.png", "x" * 240 + ".png", "庭" * 80 + ".png",
+)  # fmt: skip
+
+
+def test_no_picture_is_lost_by_its_name(tmp_path: Path) -> None:
+    """Not even where names become equal when cleaned, or on disks that take capitals for small letters."""
+    folder = tmp_path / "in put"
+    for seed, name in enumerate(ODD_NAMES):
+        save_picture(folder / name, seed)
+    report = make_data(folder, tmp_path / "out put", replace(SETTINGS, trajectories=(0,)), ON_CPU)
+    assert report.failures == {}
+    assert report.num_made == report.num_scenes == len(ODD_NAMES)
+    plan = json.loads((tmp_path / "out put" / "plan.json").read_text())
+    assert {scene["source"] for scene in plan["scenes"].values()} == {*ODD_NAMES}
+    assert len({name.casefold() for name in plan["scenes"]}) == len(ODD_NAMES)
+    assert check_dataset(tmp_path / "out put").is_good
+
+
+def test_names_differ_where_the_starts_of_digests_do_not(tmp_path: Path) -> None:
+    """As two of many thousand pictures that all have one name."""
+    digests = [f"{'0' * 8}{number:024x}" for number in range(3)]
+    scenes = [FoundScene("image", "image", f"{digest}/image.png", digest) for digest in digests]
+    scenes.append(FoundScene("image-00000000", "image", "image-00000000.png", "1" * 32))
+    plan = extended_plan(tmp_path, SETTINGS, FoundScenes(scenes, False, {}))
+    assert {scene.digest for scene in plan.scenes.values()} == {*digests, "1" * 32}
+
+
+def test_what_is_left_out_is_told(pictures: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (pictures / "photo.heic").write_bytes(b"of a telephone")
+    find_scenes(pictures)
+    messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert messages == [
+        "left out, being no images: photo.heic",
+        "left out, having the content of others: twin.png (dog one.png)",
+    ]
+
+
+def test_names_that_cannot_be_written_down_are_told(pictures: Path) -> None:
+    (pictures / "dog one.png").rename(os.fsdecode(os.fsencode(pictures) + b"/caf\xe9.png"))
+    with pytest.raises(ValueError, match=r"names in UTF-8, found 'caf\\udce9\.png'"):
+        find_scenes(pictures)
+
+
+def test_clips_that_are_there_twice_are_refused(tmp_path: Path) -> None:
+    for name in ("hall.mp4", "hall.mov", "hall.json"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match="found trajectory 0 of scene hall 2 times"):
+        find_scenes(tmp_path, as_clips=True)
+
+
+def test_still_scenes_are_not_called_dynamic(pictures: Path, tmp_path: Path) -> None:
+    """And what is a data set says itself what it is."""
+    write_clip(tmp_path / "data" / "static", "hall", 0, still_camera(9), rgb=torch.zeros(9, 3, 32, 48).byte())
+    for source in (pictures, tmp_path / "data"):
+        with pytest.raises(ValueError, match=r"found still ones .*--dynamic is for clips"):
+            find_scenes(source, as_clips=source != pictures, is_dynamic=True)
+    assert settings_digest(replace(SETTINGS, dynamic=True)) == settings_digest(SETTINGS)
+
+
+def test_prompts_are_told_apart_by_more_than_their_first_words(tmp_path: Path) -> None:
+    start = "a very long corridor with a red carpet"
+    prompts = [f"{start} {number}" for number in range(3)] + [
+        "ein Haus",
+        "ein  Haus",
+        "家",
+        "!!!",
+        "नदी के पास",
+    ]
+    (tmp_path / "my prompts.txt").write_text("\n".join([*prompts, prompts[0]]), encoding="utf-8")
+    found = find_scenes(tmp_path / "my prompts.txt")
+    plan = extended_plan(tmp_path / "out", SETTINGS, found)
+    assert sorted(scene.source for scene in plan.scenes.values()) == sorted(prompts)
 
 
 def test_plan_does_not_depend_on_order(pictures: Path, tmp_path: Path) -> None:

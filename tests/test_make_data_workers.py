@@ -22,7 +22,7 @@ from small_workers import FragileStage
 
 from lyra_ns.generation.make_data import leftovers
 from lyra_ns.generation.make_data.jobs import Job, JobResult, Shard
-from lyra_ns.generation.make_data.leftovers import registered_run
+from lyra_ns.generation.make_data.leftovers import registered_run, sweep_up
 from lyra_ns.generation.make_data.plan import PlannedScene
 from lyra_ns.generation.make_data.progress import RunProgress, in_words
 from lyra_ns.generation.make_data.ray_workers import ray_workers
@@ -203,13 +203,20 @@ def test_leftovers_are_kept_while_another_run_works(tmp_path: Path) -> None:
     host = os.uname().nodename
     (marks / f"{host}.{sleeper.pid}").touch()
     with registered_run(tmp_path):
+        sweep_up(tmp_path)
         assert half.exists()
     sleeper.kill()
     sleeper.join()
     (marks / "elsewhere.7").touch()
     os.utime(marks / "elsewhere.7", (0, 0))
+    newer = half.with_name(".b.mp4.2.partial")
     with registered_run(tmp_path):
+        newer.write_bytes(b"")
+        later = time.time() + 1
+        os.utime(newer, (later, later))
+        sweep_up(tmp_path)
         assert not half.exists()
+        assert newer.exists(), "a run that started since may be writing it"
     assert not marks.exists()
 
 

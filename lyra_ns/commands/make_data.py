@@ -62,6 +62,9 @@ class MakeData:
     file nor estimator knows; --fov of generate is of the whole picture."""
     pose_scale: float = 1.0
     """Clips without depth: a unit of their poses in units of the estimated depth."""
+    dynamic: bool = False
+    """Clips of replay that are no data set, such as ViPE's: things move in them, which their files do not
+    tell."""
     repeat_last: bool = False
     """ViPE clips that are too short stand still at their end instead of failing."""
     frame_depth: Literal["auto", "teacher", "estimated"] = "auto"
@@ -109,7 +112,8 @@ class MakeData:
         same = (
             "teacher", "height", "width", "num_frames", "seed", "trajectories", "flipped", "distance_factor",
             "look_at", "prompt", "negative_prompt", "text_to_image", "depth", "depth_units",
-            "centre_quantile", "pose_scale", "repeat_last", "frame_depth", "latent_format", "test_fraction",
+            "centre_quantile", "pose_scale", "dynamic", "repeat_last", "frame_depth", "latent_format",
+            "test_fraction",
         )  # fmt: skip
         given = {name: getattr(self, name) for name in same}
         if self.fov is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,13 +67,20 @@ class ClipMaker:
         self._latest: tuple[str, SceneInputs] | None = None
 
     def __call__(self, job: Job) -> VideoLatentSpec:
-        """Writes the clips of a job and returns the codec of their latents; raises what went wrong."""
+        """Writes the clips of a job and returns the codec of their latents; raises what went wrong.
+
+        Clips that the teacher makes together are written before the next: at full size each takes a GB.
+        """
         self._check_source(job.scene)
-        inputs = list(self._inputs(job))
-        clips = self.teacher.generate([self._request(job.scene, each) for each in inputs])
-        for each, clip in zip(inputs, clips, strict=True):
-            self._write(job.scene, each, clip)
+        inputs = self._inputs(job)
+        while together := list(islice(inputs, self.settings.teacher.samples_at_once)):
+            self._make(job.scene, together)
         return self.teacher.codec.spec
+
+    def _make(self, scene: PlannedScene, inputs: list[_ClipInputs]) -> None:
+        clips = self.teacher.generate([self._request(scene, each) for each in inputs])
+        for each, clip in zip(inputs, clips, strict=True):
+            self._write(scene, each, clip)
 
     @cached_property
     def _given_clips(self) -> dict[tuple[str, int], ClipOnDisk]:

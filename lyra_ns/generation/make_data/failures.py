@@ -1,16 +1,23 @@
-"""failures.json: what could not be made, why, and in how many runs it was tried."""
+"""What could not be made, why, and in how many runs it was tried.
+
+ROOT/failures/N/SCENE.json    one per clip N of a scene: runs and machines never write into each other's
+ROOT/failures.json            all of them by scene, for people; written when a run ends
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from lyra_ns.data.files import write_whole
 
 FORMAT = "lyra_ns failures 1"
 FILE_NAME = "failures.json"
+FOLDER = "failures"
 
 
 @dataclass(frozen=True)
@@ -28,54 +35,76 @@ class Failure:
 
 
 def read_failures(root: Path) -> dict[str, Failure]:
-    """Failures by scene; ValueError if the file is damaged."""
-    path = root / FILE_NAME
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-        return {
-            item["scene"]: Failure(
-                item["scene"], tuple(item["trajectories"]), item["message"], int(item["attempts"])
-            )
-            for item in content["failures"]
-        }
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"failures {path} must be JSON as `ns-lyra make-data` writes it, found damage ({error}): delete "
-            "it, then what failed is tried again"
-        ) from error
+    """Failures by scene, with the message of its first clip; ValueError if a file is damaged."""
+    failures: dict[str, Failure] = {}
+    for path in sorted(_files(root), key=lambda path: int(path.parent.name)):
+        found = _read(path)
+        if found is not None:
+            failures[found.scene] = _joined(failures.get(found.scene), found)
+    return dict(sorted(failures.items()))
 
 
 def add_failure(root: Path, failure: Failure) -> None:
     """Lists a failure, together with what failed of the same scene before."""
-    failures = read_failures(root)
-    _write(root, {**failures, failure.scene: _joined(failures.get(failure.scene), failure)})
+    for number in failure.trajectories:
+        entry = {"scene": failure.scene, "message": failure.message, "attempts": failure.attempts}
+        write_whole(_path(root, failure.scene, number), _as_bytes(entry))
 
 
 def remove_failures(root: Path, scene: str, trajectories: Iterable[int]) -> None:
-    """Forgets that clips failed, since they are made now; the file goes when nothing is left in it."""
-    failures = read_failures(root)
-    earlier = failures.pop(scene, None)
-    if earlier is None:
-        return
-    left = tuple(sorted({*earlier.trajectories} - {*trajectories}))
-    _write(root, {**failures, scene: replace(earlier, trajectories=left)} if left else failures)
+    """Forgets that clips failed, since they are made now."""
+    for number in trajectories:
+        _path(root, scene, number).unlink(missing_ok=True)
 
 
-def _write(root: Path, failures: dict[str, Failure]) -> None:
-    path = root / FILE_NAME
-    if not failures:
+def forget_failures(root: Path) -> None:
+    """Forgets everything that failed."""
+    shutil.rmtree(root / FOLDER, ignore_errors=True)
+    (root / FILE_NAME).unlink(missing_ok=True)
+
+
+def write_summary(root: Path) -> dict[str, Failure]:
+    """Writes ROOT/failures.json, or removes it where nothing failed, and returns the failures by scene."""
+    failures, path = read_failures(root), root / FILE_NAME
+    if failures:
+        items = [asdict(failure) for failure in failures.values()]
+        write_whole(path, _as_bytes({"format": FORMAT, "failures": items}))
+    else:
         path.unlink(missing_ok=True)
-        return
-    items = [asdict(failure) for _, failure in sorted(failures.items())]
-    write_whole(
-        path, json.dumps({"format": FORMAT, "failures": items}, indent=1, ensure_ascii=False).encode()
-    )
+    return failures
+
+
+def _files(root: Path) -> list[Path]:
+    """The files of all clips that failed, whole ones only."""
+    files = (root / FOLDER).glob("*/*.json")
+    return [path for path in files if path.parent.name.isdecimal() and not path.name.startswith(".")]
+
+
+def _path(root: Path, scene: str, trajectory: int) -> Path:
+    return root / FOLDER / str(trajectory) / f"{scene}.json"
+
+
+def _as_bytes(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=1, ensure_ascii=False).encode()
+
+
+def _read(path: Path) -> Failure | None:
+    """The failure of one clip; None if another run removed it meanwhile."""
+    try:
+        content = json.loads(path.read_bytes())
+        number = int(path.parent.name)
+        return Failure(content["scene"], (number,), content["message"], int(content["attempts"]))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"failure {path} must be JSON as `ns-lyra make-data` writes it, found damage ({error}): delete "
+            "it, then what failed is tried again"
+        ) from error
 
 
 def _joined(earlier: Failure | None, failure: Failure) -> Failure:
     if earlier is None:
         return failure
-    trajectories = tuple(sorted({*earlier.trajectories, *failure.trajectories}))
-    return Failure(failure.scene, trajectories, failure.message, max(earlier.attempts, failure.attempts))
+    trajectories = (*earlier.trajectories, *failure.trajectories)
+    return Failure(earlier.scene, trajectories, earlier.message, max(earlier.attempts, failure.attempts))

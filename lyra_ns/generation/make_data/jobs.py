@@ -36,6 +36,8 @@ class JobResult:
     """One sentence if it could not be done."""
     is_fatal: bool = False
     """Whether every other job would end like this one, so that the run stops."""
+    is_worker_lost: bool = False
+    """Whether its worker can do nothing more; the job, and what that worker would have done, is left."""
     codec: VideoLatentSpec | None = None
     """Codec of the latents that were made."""
 

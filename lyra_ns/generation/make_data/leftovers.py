@@ -1,8 +1,8 @@
-"""What killed runs leave in a data set: files under temporary names, and marks of the runs themselves.
+"""What runs leave in a data set: killed ones files under temporary names, refused ones a plan of nothing.
 
     ROOT/.runs/HOST.PID    one per running `ns-lyra make-data`
 
-Half-written files are swept away only when no other run is at work in the folder, whose own they might be.
+Either is removed only when no other run is at work in the folder, whose own it might be.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from lyra_ns.generation.make_data.plan import FILE_NAME as PLAN_NAME
+from lyra_ns.generation.make_data.plan import is_unused
+
 FOLDER = ".runs"
 SILENT_SECONDS = 3600.0
 """A run on another machine whose mark was not touched for so long has died."""
@@ -24,14 +27,9 @@ SECONDS_BETWEEN_SIGNS = 300.0
 
 @contextmanager
 def registered_run(root: Path) -> Iterator[None]:
-    """Marks this run as alive until the block ends, after sweeping up behind dead ones."""
-    folder = root / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    if not _others_alive(folder):
-        for path in root.rglob(".*.partial"):
-            path.unlink(missing_ok=True)
-    mark = folder / f"{socket.gethostname()}.{os.getpid()}"
-    mark.touch()
+    """Marks this run as alive until the block ends."""
+    folder, mark = root / FOLDER, _own_mark(root)
+    _leave(mark)
     ended = threading.Event()
     signs = threading.Thread(target=_give_signs, args=(mark, ended), daemon=True)
     signs.start()
@@ -45,16 +43,13 @@ def registered_run(root: Path) -> Iterator[None]:
             folder.rmdir()
 
 
-def _give_signs(mark: Path, ended: threading.Event) -> None:
-    while not ended.wait(SECONDS_BETWEEN_SIGNS):
-        with suppress(OSError):  # A full disk, say, is told by the run itself.
-            mark.touch()
-
-
-def _others_alive(folder: Path) -> bool:
-    """Whether another run is at work; marks of dead ones are removed."""
+def others_at_work(root: Path) -> bool:
+    """Whether another run is at work in the folder; marks of dead ones are removed."""
+    own = _own_mark(root)
     alive = False
-    for mark in folder.iterdir():
+    for mark in (root / FOLDER).glob("*"):
+        if mark == own:
+            continue
         if _is_alive(mark):
             alive = True
         else:
@@ -62,10 +57,58 @@ def _others_alive(folder: Path) -> bool:
     return alive
 
 
+def sweep_up(root: Path) -> None:
+    """Removes what dead runs left half-written; for a registered run.
+
+    Runs that start together see each other or, by the time of the mark, leave each other's files alone.
+    """
+    began = _own_mark(root).stat().st_mtime
+    if others_at_work(root):
+        return
+    for path in root.rglob(".*.partial"):
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime <= began:
+                path.unlink()
+
+
+@contextmanager
+def no_trace_if_refused(root: Path) -> Iterator[None]:
+    """Removes the plan and the folders that the block wrote if it fails before anything was made."""
+    new_folders = [folder for folder in (root, *root.parents) if not folder.exists()]
+    was_planned = (root / PLAN_NAME).exists()
+    try:
+        yield
+    except BaseException:
+        if not was_planned and is_unused(root) and not others_at_work(root):
+            (root / PLAN_NAME).unlink(missing_ok=True)
+        with suppress(OSError):  # From the first one on that holds something they stay.
+            for folder in new_folders:
+                folder.rmdir()
+        raise
+
+
+def _own_mark(root: Path) -> Path:
+    return root / FOLDER / f"{socket.gethostname()}.{os.getpid()}"
+
+
+def _leave(mark: Path) -> None:
+    while True:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # A run that ended has just removed the folder.
+            mark.touch()
+            return
+
+
+def _give_signs(mark: Path, ended: threading.Event) -> None:
+    while not ended.wait(SECONDS_BETWEEN_SIGNS):
+        with suppress(OSError):  # A full disk, say, is told by the run itself.
+            mark.touch()
+
+
 def _is_alive(mark: Path) -> bool:
     host, _, number = mark.name.rpartition(".")
     if host == socket.gethostname() and number.isdecimal():
-        return int(number) != os.getpid() and _process_exists(int(number))
+        return _process_exists(int(number))
     with suppress(FileNotFoundError):
         return time.time() - mark.stat().st_mtime < SILENT_SECONDS
     return False

@@ -8,6 +8,7 @@ A rerun with more sources adds their scenes; a rerun with other settings is refu
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -18,9 +19,9 @@ from lyra_ns.data.layout import FAMILIES
 from lyra_ns.data.manifest import FILE_NAME as MANIFEST_NAME
 from lyra_ns.data.pose_order import FIRST_FLIPPED_ID
 from lyra_ns.data.splits import split_scenes
-from lyra_ns.generation.make_data.failures import FILE_NAME as FAILURES_NAME
+from lyra_ns.generation.make_data.failures import forget_failures, read_failures
 from lyra_ns.generation.make_data.settings import MakeDataSettings, settings_as_json, settings_digest
-from lyra_ns.generation.make_data.sources import FoundScene, FoundScenes, SourceKind
+from lyra_ns.generation.make_data.sources import DIGEST_DIGITS, FoundScene, FoundScenes, SourceKind
 
 FORMAT = "lyra_ns plan 1"
 FILE_NAME = "plan.json"
@@ -132,6 +133,11 @@ def write_plan(root: Path, plan: Plan) -> Path:
     return path
 
 
+def is_unused(root: Path) -> bool:
+    """Whether a plan could be taken back: nothing was made by it, and nothing failed."""
+    return _holds_nothing(root) and not read_failures(root)
+
+
 def _earlier_plan(root: Path, settings: MakeDataSettings, is_dynamic: bool) -> Plan:
     path = root / FILE_NAME
     if not path.is_file():
@@ -141,7 +147,7 @@ def _earlier_plan(root: Path, settings: MakeDataSettings, is_dynamic: bool) -> P
     is_same = content["settings_digest"] == settings_digest(settings)
     if not (is_same and content["is_dynamic"] == is_dynamic) and _holds_nothing(root):
         # Nothing was made by that plan, as after a mistake in the options.
-        (root / FAILURES_NAME).unlink(missing_ok=True)
+        forget_failures(root)
         return Plan(settings, is_dynamic)
     if not is_same:
         differences = _differences(content["settings"], settings_as_json(settings))
@@ -209,16 +215,26 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def _named(found: Iterable[FoundScene], planned: dict[str, PlannedScene]) -> dict[str, FoundScene]:
-    """New scenes by a name that no other scene has; what has a name twice gets some of its digest."""
+    """New scenes by a name that no other scene has, in small letters either, as some disks want it.
+
+    What has a name twice gets some of its digest, and all of it where that is still not enough: of 60,000
+    pictures with one name two are likely to share some.
+    """
     known = {scene.digest for scene in planned.values()}
-    new = [scene for scene in found if scene.digest not in known]
-    counts: dict[str, int] = dict.fromkeys(planned, 1)
-    for scene in new:
-        counts[scene.name] = counts.get(scene.name, 0) + 1
-    return {
-        scene.name if counts[scene.name] == 1 else f"{scene.name}-{scene.digest[:SHORT_DIGEST]}": scene
-        for scene in new
-    }
+    left = [scene for scene in found if scene.digest not in known]
+    named: dict[str, FoundScene] = {}
+    for num_digits in (0, SHORT_DIGEST, DIGEST_DIGITS):
+        names = [_with_digest(scene, num_digits) for scene in left]
+        counts = Counter(name.casefold() for name in (*planned, *named, *names))
+        has_name = [counts[name.casefold()] == 1 for name in names]
+        named |= {name: scene for name, scene, has in zip(names, left, has_name, strict=True) if has}
+        left = [scene for scene, has in zip(left, has_name, strict=True) if not has]
+    # Name and content twice, in data sets whose scenes differ in what `_cleaned` replaces.
+    return named | {_with_digest(scene, DIGEST_DIGITS): scene for scene in left}
+
+
+def _with_digest(scene: FoundScene, num_digits: int) -> str:
+    return f"{scene.name}-{scene.digest[:num_digits]}" if num_digits else scene.name
 
 
 def _decided(added: dict[str, FoundScene], sources: Iterable[str]) -> list[str]:

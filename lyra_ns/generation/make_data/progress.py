@@ -45,6 +45,11 @@ class RunProgress:
         if self.bar is not None:
             self._task = self.bar.add_task(self.what, total=self.total)
 
+    @property
+    def num_left(self) -> int:
+        """Not done yet."""
+        return self.total - self.num_done
+
     def advance(self, count: int, failed: bool = False) -> None:
         """Takes note of `count` more things."""
         self.num_done += count
@@ -58,7 +63,7 @@ class RunProgress:
 
     def line(self, elapsed: float) -> str:
         """One line about the state after so many seconds."""
-        left = elapsed / max(self.num_done, 1) * (self.total - self.num_done)
+        left = elapsed / max(self.num_done, 1) * self.num_left
         failed = f", {self.num_failed} failed" if self.num_failed else ""
         return f"{self.what}: {self.num_done} of {self.total}{failed}, about {in_words(left)} left"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
@@ -13,12 +13,24 @@ from time import monotonic
 from lyra_ns.codec.interface import VideoLatentSpec
 from lyra_ns.data.manifest import Manifest, current_versions, write_manifest
 from lyra_ns.generation.make_data.clip_records import codec_of_record, record_path
-from lyra_ns.generation.make_data.failures import Failure, add_failure, read_failures, remove_failures
+from lyra_ns.generation.make_data.failures import (
+    Failure,
+    add_failure,
+    read_failures,
+    remove_failures,
+    write_summary,
+)
 from lyra_ns.generation.make_data.jobs import Job, JobResult, Shard, finished_clips, missing_jobs
-from lyra_ns.generation.make_data.leftovers import registered_run
+from lyra_ns.generation.make_data.leftovers import (
+    no_trace_if_refused,
+    others_at_work,
+    registered_run,
+    sweep_up,
+)
 from lyra_ns.generation.make_data.plan import Plan, PlannedScene, chosen_scenes, extended_plan
 from lyra_ns.generation.make_data.progress import run_progress
 from lyra_ns.generation.make_data.ray_workers import ray_cluster, ray_workers
+from lyra_ns.generation.make_data.report import MakeDataReport
 from lyra_ns.generation.make_data.scene_inputs import picture_path
 from lyra_ns.generation.make_data.settings import MakeDataSettings
 from lyra_ns.generation.make_data.sources import find_scenes
@@ -49,41 +61,6 @@ class RunOptions:
     """Whether what failed in earlier runs is tried again."""
 
 
-@dataclass(frozen=True)
-class MakeDataReport:
-    """What a run did."""
-
-    root: Path
-    """Folder of the data set."""
-    num_made: int
-    """Clips made by this run."""
-    num_kept: int
-    """Clips that were there."""
-    num_scenes: int
-    """Scenes that are complete now."""
-    num_planned: int
-    """Scenes that the data set will hold."""
-    failures: dict[str, Failure]
-    """What could not be made, by scene."""
-
-    def as_text(self) -> str:
-        """A few lines for the user."""
-        lines = [
-            f"{self.root}: {self.num_made} clips made, {self.num_kept} were there; {self.num_scenes} of "
-            f"{self.num_planned} scenes complete"
-        ]
-        shown = list(self.failures.values())[:8]
-        lines += [f"  {failure.scene}: {failure.message}" for failure in shown]
-        if self.failures:
-            rest = len(self.failures) - len(shown)
-            more = f" (and {rest} more)" if rest else ""
-            lines.append(
-                f"{len(self.failures)} scenes failed{more}, see {self.root / 'failures.json'}; "
-                "--retry-failed tries them again"
-            )
-        return "\n".join(lines)
-
-
 def make_data(
     source: Path, output: Path, settings: MakeDataSettings, options: RunOptions | None = None
 ) -> MakeDataReport:
@@ -96,12 +73,15 @@ def make_data(
     source, output = Path(source).expanduser(), Path(output).expanduser()
     options = options or RunOptions()
     _check_places(source, output)
-    found = find_scenes(source, as_clips=settings.teacher.teacher == "replay")
+    found = find_scenes(source, as_clips=settings.teacher.teacher == "replay", is_dynamic=settings.dynamic)
     settings = resolved_settings(settings, source)
-    plan = extended_plan(output, settings, found)
-    scenes = [scene for scene in chosen_scenes(plan, found.scenes) if options.shard.holds(scene)]
-    with registered_run(output):
-        return _Run(source, output, plan, options).make(scenes)
+    with no_trace_if_refused(output), ExitStack() as after_leaving, registered_run(output):
+        plan = extended_plan(output, settings, found)
+        sweep_up(output)
+        run = _Run(source, output, plan, options)
+        after_leaving.callback(run.close_books_for_all)
+        scenes = [scene for scene in chosen_scenes(plan, found.scenes) if options.shard.holds(scene)]
+        return run.make(scenes)
 
 
 def resolved_settings(settings: MakeDataSettings, source: Path) -> MakeDataSettings:
@@ -143,13 +123,22 @@ class _Run:
             with suppress(OSError):  # What ended the run, a full disk for one, is the message to see.
                 self._close_books()
             raise
-        self._close_books()
+        failures = self._close_books()
         complete = sum(self._is_complete(scene) for scene in self.plan.scenes.values())
-        failures = read_failures(self.root)
         return MakeDataReport(self.root, self.num_made, num_kept, complete, len(self.plan.scenes), failures)
 
-    def _close_books(self) -> None:
-        """Manifest and failures by what lies on disk.
+    def close_books_for_all(self) -> None:
+        """Writes manifest and failures once more if no other run is at work.
+
+        For the end of a run that is no longer registered: while several write theirs the last one to write
+        need not be the one that has seen everything, but the last one to leave has.
+        """
+        if not others_at_work(self.root):
+            with suppress(OSError):  # A run that starts just now writes them at its own end.
+                self._close_books()
+
+    def _close_books(self) -> dict[str, Failure]:
+        """Manifest and failures by what lies on disk; returns the failures.
 
         Other runs may have made clips, too, and so may a job that failed half-way.
         """
@@ -159,6 +148,7 @@ class _Run:
             if made:
                 remove_failures(self.root, name, made)
         self._save_manifest()
+        return write_summary(self.root)
 
     def _make_pictures(self, scenes: Sequence[PlannedScene]) -> None:
         """Pictures of prompts that have none yet and still need one."""
@@ -188,10 +178,21 @@ class _Run:
     def _work(self, stage: Stage, jobs: Sequence[Job], what: str, size: Callable[[Job], int]) -> None:
         if not jobs:
             return
+        workers = self._workers(stage, len(jobs))
+        lost: list[str] = []
         with run_progress(what, sum(size(job) for job in jobs)) as progress:
-            for result in run_jobs(self._workers(stage, len(jobs)), jobs):
+            for result in run_jobs(workers, jobs):
+                if result.is_worker_lost:
+                    logger.warning("%s; %d other workers go on", result.failure, len(workers) - len(lost) - 1)
+                    lost.append(str(result.failure))
+                    continue
                 self._take_note(result)
                 progress.advance(size(result.job), failed=result.failure is not None)
+        if lost:
+            raise ValueError(
+                f"{'; '.join(lost)} ({len(lost)} of {len(workers)} workers lost, {progress.num_left} {what} "
+                "left: run the command again to go on)"
+            )
 
     def _workers(self, stage: Stage, num_jobs: int) -> Sequence[Worker]:
         from lyra_ns.commands.choices import chosen_device

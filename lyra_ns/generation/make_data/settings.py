@@ -19,6 +19,8 @@ from lyra_ns.trajectories import TRAJECTORIES
 SIZE_STEP = 16
 """Height and width are multiples of it, as readers of the layout expect."""
 DIGEST_DIGITS = 16
+PLANNED = ("dynamic",)
+"""What the plan itself says."""
 RUN_OPTIONS = ("device", "samples_at_once", "clips", "text_cache")
 """Options of a teacher that say where and how it runs, not what it makes."""
 
@@ -64,6 +66,9 @@ class MakeDataSettings:
     tells one."""
     pose_scale: float = 1.0
     """Clips that have cameras but no depth: a unit of the poses in units of the predicted depth."""
+    dynamic: bool = False
+    """Clips for replay that are no data set, such as ViPE's: whether things move in them, which their files
+    do not tell."""
     repeat_last: bool = False
     """ViPE clips that are too short stand still at their end, as in the official script, and do not fail."""
     frame_depth: Literal["auto", "teacher", "estimated"] = "auto"
@@ -89,6 +94,8 @@ class MakeDataSettings:
                 f"expected trajectories from 0 to {known[-1]}, found {list(self.trajectories)}: those of the "
                 "reversed video follow by themselves"
             )
+        if self.teacher.samples_at_once < 1:
+            raise ValueError(f"expected samples_at_once of 1 or more, found {self.teacher.samples_at_once}")
         if not self.distance_factor > 0 or not self.pose_scale > 0:
             raise ValueError(
                 f"expected distance_factor and pose_scale above 0, found {self.distance_factor} and "
@@ -98,7 +105,7 @@ class MakeDataSettings:
 
 def settings_as_json(settings: MakeDataSettings) -> dict[str, Any]:
     """The settings as JSON reads them back."""
-    content = asdict(settings)
+    content = {key: value for key, value in asdict(settings).items() if key not in PLANNED}
     content["trajectories"] = sorted(settings.trajectories)
     content["teacher"] = {key: value for key, value in content["teacher"].items() if key not in RUN_OPTIONS}
     return json.loads(json.dumps(content, default=_as_text))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,6 +24,10 @@ SourceKind = Literal["image", "video", "vipe", "prompt", "clips"]
 MOVING_KINDS: tuple[SourceKind, ...] = ("video", "vipe")
 """Sources of dynamic scenes; of clips it is the data set that says so."""
 PROMPT_SUFFIXES = (".txt",)
+KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, *PROMPT_SUFFIXES)
+"""Of files that are no surprise in a folder of sources."""
+LONGEST_NAME = 150
+"""Bytes of a scene's name; files take more, and file systems no more than 255."""
 DIGEST_DIGITS = 32
 DIGEST_BYTES = 2**23
 """Of a longer file only so many bytes at either end, and its length, go into the digest."""
@@ -58,20 +63,33 @@ class FoundScenes:
     """Splits that the source already decided."""
 
 
-def find_scenes(source: Path, as_clips: bool = False) -> FoundScenes:
+def find_scenes(source: Path, as_clips: bool = False, is_dynamic: bool = False) -> FoundScenes:
     """The scenes of a folder or a file of prompts, sorted by name; each content once.
 
-    `as_clips` takes videos with camera files, and ViPE's output, for finished clips instead of sources.
-    FileNotFoundError if there is no such path, ValueError if it holds no scene, or still pictures beside
-    videos.
+    `as_clips` takes videos with camera files, and ViPE's output, for finished clips instead of sources, and
+    `is_dynamic` says that things move in them, which such files do not tell. FileNotFoundError if there is
+    no such path, ValueError if it holds no scene, still pictures beside videos, or no dynamic scenes.
     """
+    found = _found(source, as_clips, is_dynamic)
+    for scene in found.scenes:
+        if not _is_text(scene.source):
+            raise ValueError(f"expected names in UTF-8, found {scene.source!r} in {str(source)!r}: rename it")
+    if is_dynamic and not found.is_dynamic:
+        raise ValueError(
+            f"expected scenes in which something moves, found still ones in {source}: --dynamic is for clips "
+            "of `--teacher replay` that are no data set; leave it out"
+        )
+    return found
+
+
+def _found(source: Path, as_clips: bool, is_dynamic: bool) -> FoundScenes:
     if not source.exists():
         raise FileNotFoundError(
             f"input {source} does not exist: give a folder of images or videos, ViPE's output, a data set, "
             "or a file of prompts"
         )
     if as_clips or (source.is_dir() and _is_dataset(source)):
-        return _of_clips(source)
+        return _of_clips(source, is_dynamic)
     if source.is_file():
         return _of_file(source)
     if _is_vipe(source):
@@ -122,14 +140,18 @@ def _of_folder(folder: Path) -> FoundScenes:
             "give another folder"
         )
     kind: SourceKind = "image" if images else "video"
+    others = [path for path in files if path.suffix.lower() not in KNOWN_SUFFIXES]
+    if others:
+        logger.warning("left out, being no %ss: %s", kind, _some([path.name for path in others]))
     scenes = (_file_scene(path, kind, folder) for path in images or videos)
     return FoundScenes(_without_doubles(scenes), kind in MOVING_KINDS, {})
 
 
-def _of_clips(root: Path) -> FoundScenes:
+def _of_clips(root: Path, is_dynamic: bool) -> FoundScenes:
     by_scene: dict[str, list[ClipOnDisk]] = {}
     for clip in clips_on_disk(root):
         by_scene.setdefault(clip.scene, []).append(clip)
+    _check_each_once(root, by_scene)
     scenes = [
         FoundScene(
             name=_cleaned(name),
@@ -141,9 +163,20 @@ def _of_clips(root: Path) -> FoundScenes:
         for name, clips in sorted(by_scene.items())
     ]
     if not _is_dataset(root):
-        return FoundScenes(_without_doubles(scenes), False, {})
+        return FoundScenes(_without_doubles(scenes), is_dynamic, {})
     store = LyraStore(root)
     return FoundScenes(scenes, store.is_dynamic, dict(store.manifest.splits) if store.manifest else {})
+
+
+def _check_each_once(root: Path, by_scene: Mapping[str, list[ClipOnDisk]]) -> None:
+    """ValueError for two files of one clip, as hall.mp4 beside hall.mov."""
+    for name, clips in by_scene.items():
+        number, count = Counter(clip.trajectory for clip in clips).most_common(1)[0]
+        if count > 1:
+            raise ValueError(
+                f"expected every clip of {root} once, found trajectory {number} of scene {name} {count} "
+                "times: give its files other names"
+            )
 
 
 def _file_scene(path: Path, kind: SourceKind, folder: Path | None = None) -> FoundScene:
@@ -169,10 +202,12 @@ def _prompt_scenes(path: Path) -> Iterator[FoundScene]:
 def _without_doubles(scenes: Iterable[FoundScene]) -> list[FoundScene]:
     """Scenes by name; of several with one content only the first."""
     kept: dict[str, FoundScene] = {}
+    doubles = []
     for scene in sorted(scenes, key=lambda scene: (scene.name, scene.source)):
-        if scene.digest in kept:
-            logger.info("%s has the content of %s: left out", scene.source, kept[scene.digest].source)
-        kept.setdefault(scene.digest, scene)
+        if kept.setdefault(scene.digest, scene) is not scene:
+            doubles.append(f"{scene.source} ({kept[scene.digest].source})")
+    if doubles:
+        logger.warning("left out, having the content of others: %s", _some(doubles))
     return list(kept.values())
 
 
@@ -212,7 +247,23 @@ def _clip_files(clip: ClipOnDisk) -> list[Source]:
 
 def _cleaned(stem: str) -> str:
     """A name that is safe in every path."""
-    return re.sub(r"[^\w.\-]+", "_", stem).strip("._") or "scene"
+    name = re.sub(r"[^\w.\-]+", "_", stem).strip("._")
+    return name.encode()[:LONGEST_NAME].decode(errors="ignore") or "scene"
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written down; Linux takes any bytes for one."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _some(names: list[str]) -> str:
+    """The first few of a list."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _digest_of_text(text: str) -> str:

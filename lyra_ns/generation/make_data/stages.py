@@ -19,6 +19,8 @@ from PIL import Image
 
 from lyra_ns.codec.interface import VideoLatentSpec
 from lyra_ns.data.files import write_whole
+from lyra_ns.data.video_files import VideoSize
+from lyra_ns.generation.inputs import FINER, finer_size
 from lyra_ns.generation.make_data.jobs import Job, JobResult
 from lyra_ns.generation.make_data.scene_inputs import picture_path
 from lyra_ns.generation.make_data.settings import MakeDataSettings
@@ -57,11 +59,14 @@ class PictureStage:
 
         settings = self.settings
         model = load_text_to_image(settings.text_to_image, device, memory=settings.teacher.memory)
+        # It paints at its own size; of that as much is kept as of a large picture from a file.
+        size = VideoSize(settings.num_frames, settings.height, settings.width)
+        height, width = finer_size((FINER * size.height, FINER * size.width), size)
 
         def make(job: Job) -> None:
             label = f"picture/{settings.seed}/{job.scene.digest}"
             seed = int.from_bytes(hashlib.sha256(label.encode()).digest()[:4], "little")
-            picture = model(job.scene.source, settings.height, settings.width, seed & 0x7FFFFFFF)
+            picture = model(job.scene.source, height, width, seed & 0x7FFFFFFF)
             buffer = io.BytesIO()
             Image.fromarray(picture.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
             write_whole(picture_path(self.root, job.scene), buffer.getvalue())
@@ -130,7 +135,7 @@ class StageWorker:
                 logger.debug("scene %s", job.scene.name, exc_info=True)
                 if _is_gpu_lost(error):
                     lost = f"scene {job.scene.name} left its GPU unusable: {_sentence(error)}"
-                    return JobResult(job, lost, is_fatal=True)
+                    return JobResult(job, lost, is_worker_lost=True)
                 return JobResult(job, _sentence(error), is_fatal=_is_fatal(error))
 
 

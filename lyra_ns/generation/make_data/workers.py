@@ -49,7 +49,8 @@ class Worker(Protocol):
 def run_jobs(workers: Sequence[Worker], jobs: Iterable[Job]) -> Iterator[JobResult]:
     """Results as they come, every worker holding one job at a time; the workers are closed at the end.
 
-    ValueError if workers die one after the other.
+    A worker that is lost gets no further job: if all are, jobs are left. ValueError if workers die one after
+    the other.
     """
     queue, deaths = iter(jobs), 0
     busy: dict[Future[JobResult], tuple[Worker, Job]] = {}
@@ -64,7 +65,8 @@ def run_jobs(workers: Sequence[Worker], jobs: Iterable[Job]) -> Iterator[JobResu
                 if error is not None and not worker.is_death(error):
                     raise error
                 deaths = 0 if error is None else deaths + 1
-                yield future.result() if error is None else JobResult(job, DEATH)
+                result = future.result() if error is None else JobResult(job, DEATH)
+                yield result
                 if deaths >= MOST_DEATHS:
                     raise ValueError(
                         f"{deaths} workers died one after the other: start again with fewer workers, or look "
@@ -72,7 +74,8 @@ def run_jobs(workers: Sequence[Worker], jobs: Iterable[Job]) -> Iterator[JobResu
                     )
                 if error is not None:
                     worker.restart()
-                _submit_next(worker, queue, busy)
+                if not result.is_worker_lost:
+                    _submit_next(worker, queue, busy)
     finally:
         for worker in workers:
             worker.close()
