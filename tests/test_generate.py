@@ -241,7 +241,7 @@ def test_a_dry_run_shows_what_a_teacher_would_see_and_a_real_run_keeps_it(files,
 
 
 @pytest.mark.parametrize("stage", ["make_clips", "write_video", "write_record"])
-def test_after_an_error_nothing_is_left_and_an_earlier_result_stays(files, tmp_path, monkeypatch, stage):
+def test_after_an_error_only_clips_are_left_and_an_earlier_result_stays(files, tmp_path, monkeypatch, stage):
     output = tmp_path / "scene"
     run(files, output, num_trajectories=1)
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
@@ -250,11 +250,14 @@ def test_after_an_error_nothing_is_left_and_an_earlier_result_stays(files, tmp_p
         raise RuntimeError("the disk is full")
 
     monkeypatch.setattr(generate_module, stage, fail)
+    kept = [] if stage == "make_clips" else ["5.safetensors"]
     for place in (output, tmp_path / "fresh"):
         with pytest.raises(RuntimeError, match="disk is full"):
             run(files, place, num_trajectories=1, overwrite=True)
-    assert names(tmp_path) == {"scene"}
-    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+        assert [path.name for path in place.glob("unfinished/*")] == kept
+        shutil.rmtree(place / "unfinished", ignore_errors=True)
+    assert names(tmp_path) == ({"scene", "fresh"} if kept else {"scene"})
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_only_own_results_are_replaced(files, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -10,6 +10,7 @@ from lyra_ns.codec import load_codec
 from lyra_ns.codec.interface import VideoCodec
 from lyra_ns.decoder import LatentGaussianDecoder
 from lyra_ns.generation.decoder_input import is_small
+from lyra_ns.generation.kept_clips import KeptClips
 from lyra_ns.generation.scene_plan import ScenePlan
 from lyra_ns.generation.settings import GenerateSettings
 from lyra_ns.generation.teachers.interface import CameraVideoTeacher, TeacherClip, TeacherRequest
@@ -37,14 +38,20 @@ def load_chosen_teacher(
     name = teacher_name(settings)
     if name == "warp" and settings.weights:
         raise ValueError("--teacher warp has no weights: leave --weights out, or take --teacher gen3c")
-    codec_name = settings.codec
-    if codec_name == "auto" and name in ("warp", "wan-vace", "sana-wm"):
-        codec_name = _codec_of_decoder(settings, decoder)
-    choice = TeacherChoice(
+    teacher = load_teacher(chosen_teacher(settings, decoder), device)
+    return teacher, _fitting_codec(teacher.codec, decoder, device)
+
+
+def chosen_teacher(settings: GenerateSettings, decoder: LatentGaussianDecoder) -> TeacherChoice:
+    """How the teacher is loaded; ValueError if nothing says in which codec it makes its latents."""
+    name, codec = teacher_name(settings), settings.codec
+    if codec == "auto" and name in ("warp", "wan-vace", "sana-wm"):
+        codec = _codec_of_decoder(settings, decoder)
+    return TeacherChoice(
         teacher=name,
         weights=settings.weights,
         clips=settings.clips,
-        codec=codec_name,
+        codec=codec,
         steps=settings.steps,
         guidance=settings.guidance,
         samples_at_once=settings.samples_at_once,
@@ -53,35 +60,71 @@ def load_chosen_teacher(
         memory=settings.memory,
         dtype=settings.precision,
     )
-    teacher = load_teacher(choice, device)
-    return teacher, _fitting_codec(teacher.codec, decoder, device)
 
 
-def make_clips(
-    teacher: CameraVideoTeacher, plan: ScenePlan, settings: GenerateSettings, on_step: OnStep | None = None
-) -> list[TeacherClip]:
-    """The clips of a planned scene, one per path; a prompt that made the picture is not told again."""
+def clip_requests(plan: ScenePlan, settings: GenerateSettings, needs_cache: bool) -> list[TeacherRequest]:
+    """What to ask the teacher for, one per path; a prompt that made the picture is not told again."""
     is_told = settings.input is not None
-    requests = [
+    return [
         TeacherRequest(
             scene=plan.name,
             trajectory=path.trajectory,
             cameras=path.cameras,
             image=plan.image,
-            cache=plan.cache if teacher.needs_cache else None,
+            cache=plan.cache if needs_cache else None,
             prompt=settings.prompt if is_told else None,
             negative_prompt=settings.negative_prompt if is_told else None,
             seed=settings.seed,
         )
         for path in plan.paths
     ]
+
+
+def make_clips(
+    teacher: CameraVideoTeacher,
+    requests: Sequence[TeacherRequest],
+    kept: KeptClips | None = None,
+    num_at_once: int = 1,
+    on_step: OnStep | None = None,
+) -> list[TeacherClip]:
+    """The clips that were asked for; those that `kept` has are read, and each new one is kept there.
+
+    DoesNotFit if the GPU is too small; what was made until then is kept.
+    """
     try:
-        return teacher.generate(requests, on_step)
+        if kept is None:
+            return teacher.generate(requests, on_step)
+        there = kept.there(requests)
+        clips = {trajectory: kept.read(trajectory) for trajectory in there}
+        groups = grouped([request for request in requests if request.trajectory not in there], num_at_once)
+        for number, group in enumerate(groups):
+            made = teacher.generate(group, _steps_of_group(on_step, number, len(groups)))
+            for request, clip in zip(group, made, strict=True):
+                kept.write(request, clip)
+                clips[request.trajectory] = clip
+        return [clips[request.trajectory] for request in requests]
     except torch.cuda.OutOfMemoryError as error:
-        raise DoesNotFit(
-            f"the GPU ran out of memory while {teacher.name} made the clips: end other programs on it, give "
-            "--memory low, or smaller clips (--num-frames, --height, --width)"
-        ) from error
+        raise no_memory(teacher.name) from error
+
+
+def grouped(requests: Sequence[TeacherRequest], num_at_once: int) -> list[Sequence[TeacherRequest]]:
+    """The requests in groups that are made together."""
+    return [requests[start : start + num_at_once] for start in range(0, len(requests), num_at_once)]
+
+
+def no_memory(name: str) -> DoesNotFit:
+    """What is told when the GPU is too small for a teacher."""
+    return DoesNotFit(
+        f"the GPU ran out of memory while {name} made the clips: end other programs on it, give --memory "
+        "low, or smaller clips (--num-frames, --height, --width)"
+    )
+
+
+def _steps_of_group(on_step: OnStep | None, number: int, num_groups: int) -> OnStep | None:
+    """Counts the steps of one group, all of which have about as many, among those of all."""
+    if on_step is None:
+        return None
+    return lambda done, total: on_step(number * total + done, num_groups * total)
 
 
 def _codec_of_decoder(settings: GenerateSettings, decoder: LatentGaussianDecoder) -> str:

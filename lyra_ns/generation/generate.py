@@ -10,6 +10,8 @@ The same as `ns-lyra generate photo.png -o scene`; settings have the names of it
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,14 @@ from lyra_ns.commands.choices import chosen_device
 from lyra_ns.data.video_files import VideoSize
 from lyra_ns.decoder import LatentGaussianDecoder
 from lyra_ns.generation.camera_paths import LookAt
-from lyra_ns.generation.clip_making import load_chosen_teacher, make_clips, teacher_name
+from lyra_ns.generation.clip_making import (
+    chosen_teacher,
+    clip_requests,
+    load_chosen_teacher,
+    make_clips,
+    teacher_name,
+)
+from lyra_ns.generation.clip_sharing import check_num_gpus, make_shared_clips
 from lyra_ns.generation.decoder_input import (
     FULL_SIZE,
     DecoderInput,
@@ -34,9 +43,10 @@ from lyra_ns.generation.decoder_input import (
     usual_size,
 )
 from lyra_ns.generation.inputs import InputKind, SourceFrames, kind_of
+from lyra_ns.generation.kept_clips import KeptClips, kept_clips
 from lyra_ns.generation.length_unit import LengthUnit, fitted_unit
 from lyra_ns.generation.memory_preview import memory_lines
-from lyra_ns.generation.output_folder import PREVIEW, check_output, whole_folder
+from lyra_ns.generation.output_folder import PREVIEW, check_output, mend_output, whole_folder
 from lyra_ns.generation.outputs import (
     Instant,
     write_gaussians,
@@ -52,6 +62,7 @@ from lyra_ns.generation.record import NOTHING_GENERATED, record_of, record_of_re
 from lyra_ns.generation.scene_depth import depth_of_frames
 from lyra_ns.generation.scene_plan import ScenePlan, plan_scene
 from lyra_ns.generation.settings import GenerateSettings
+from lyra_ns.generation.teachers.interface import CameraVideoTeacher, TeacherClip, TeacherRequest
 from lyra_ns.reconstruction import Reconstructor
 from lyra_ns.rendering import RenderSettings
 
@@ -76,12 +87,15 @@ class GeneratedScene:
 def generate(settings: GenerateSettings, console: Console | None = None) -> GeneratedScene:
     """The scene that the settings ask for; its files are in the output folder, whole or not at all.
 
+    Clips are kept in OUTPUT/unfinished until all is done: after an error, or a kill, the same call goes on.
     ValueError, FileNotFoundError, FileExistsError, NotADirectoryError or ModuleNotFoundError, in one
-    sentence, for input and settings of which no scene can be made; nothing is written then.
+    sentence, for input and settings of which no scene can be made; nothing else is written then.
     """
     settings.check()
-    check_output(settings.output, settings.input, settings.overwrite, settings.dry_run)
+    mend_output(settings.output)
     kind: InputKind = "prompt" if settings.input is None else kind_of(settings.input)
+    goes_on = kind != "latents" and teacher_name(settings) != "replay"
+    check_output(settings.output, settings.input, settings.overwrite, settings.dry_run, goes_on)
     if kind == "latents" and settings.dry_run:
         raise ValueError("latents need no preview, their clips are made: leave --dry-run out")
     if kind == "latents":
@@ -97,6 +111,7 @@ class _Run:
     def __init__(self, settings: GenerateSettings, num_stages: int, console: Console | None) -> None:
         self.settings = settings
         self.device = chosen_device(settings.device)
+        check_num_gpus(settings.num_gpus, self.device)
         self.progress = StageProgress(num_stages, self.device, console)
         with self.progress.stage("decoder read"):
             self.decoder = load_any_decoder(settings.checkpoint, settings.config).eval()
@@ -111,18 +126,49 @@ class _Run:
         is_foreign = codec.spec.digest != teacher.codec.spec.digest
         if is_foreign:
             check_enough_frames(self.size.num_frames, decoder_size)
+        kept = kept_clips(self.settings, plan, teacher, self.device)
+        requests = clip_requests(plan, self.settings, teacher.needs_cache)
+        num_there = 0 if kept is None else len(kept.there(requests))
+        if num_there:
+            self.progress.say(f"      {num_there} of {len(requests)} clips were made by an earlier run")
+        # The cache of a video is large, and lies on the GPU, where the decoder needs the room.
+        plan = plan.without_cache()
+        with self._going_on(kept):
+            clips = self._clips(teacher, requests, kept)
+            del requests
+            given = clips_as_input(plan.name, plan.paths, clips, teacher.codec, plan.frames.is_video)
+            notes = [clip.notes for clip in clips]
+            del teacher, clips
+            if is_foreign:
+                self.progress.say(
+                    f"      encoded again for this decoder: {decoder_size.num_frames} frames of "
+                    f"{decoder_size.width} x {decoder_size.height}, codec {codec.spec.codec}"
+                )
+                given = encoded_again(given, codec, decoder_size, self.device)
+            return self._finish(given, codec, plan, notes)
+
+    def _clips(
+        self, teacher: CameraVideoTeacher, requests: Sequence[TeacherRequest], kept: KeptClips | None
+    ) -> list[TeacherClip]:
+        settings = self.settings
         with self.progress.stage(f"clips made by {teacher.name}") as on_step:
-            clips = make_clips(teacher, plan, self.settings, on_step)
-        given = clips_as_input(plan.name, plan.paths, clips, teacher.codec, plan.frames.is_video)
-        notes = [clip.notes for clip in clips]
-        del teacher, clips
-        if is_foreign:
-            self.progress.say(
-                f"      encoded again for this decoder: {decoder_size.num_frames} frames of "
-                f"{decoder_size.width} x {decoder_size.height}, codec {codec.spec.codec}"
-            )
-            given = encoded_again(given, codec, decoder_size, self.device)
-        return self._finish(given, codec, plan, notes)
+            if kept is None or settings.num_gpus == 1:
+                return make_clips(teacher, requests, kept, settings.samples_at_once, on_step)
+            choice = chosen_teacher(settings, self.decoder)
+            return make_shared_clips(teacher, choice, requests, kept, settings.num_gpus, self.device, on_step)
+
+    @contextmanager
+    def _going_on(self, kept: KeptClips | None) -> Iterator[None]:
+        """If what happens inside fails, says how to go on with the clips that are there."""
+        try:
+            yield
+        except BaseException:
+            if kept is not None and kept.num_files:
+                self.progress.say(
+                    f"{kept.folder} keeps the {kept.num_files} clips that are made: the same command goes on "
+                    "with them"
+                )
+            raise
 
     def preview(self, kind: InputKind) -> GeneratedScene:
         """The plan of a scene, in pictures."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from pathlib import Path
 
 PREVIEW = "preview"
 """Folder of a dry run, which a later run keeps."""
+UNFINISHED = "unfinished"
+"""Folder of what an interrupted run has made until then; it is gone when the result is there."""
 OWN_NAMES = {
     "scene.ply",
     "scene.html",
@@ -19,16 +22,20 @@ OWN_NAMES = {
     "latents",
     "record.json",
     PREVIEW,
+    UNFINISHED,
 }
 """What a run writes; nothing else is ever replaced."""
 
 
-def check_output(output: Path, input_path: Path | None, overwrite: bool, is_dry_run: bool) -> None:
+def check_output(
+    output: Path, input_path: Path | None, overwrite: bool, is_dry_run: bool, goes_on: bool = True
+) -> None:
     """Refuse, before anything is computed, a folder that may not be written.
 
-    FileExistsError if it holds something else than a preview and `overwrite` is not given, or if it holds
-    what no run has written; NotADirectoryError if it is a file; ValueError if the input lies in what would
-    be replaced, or if the folder cannot be put in its place.
+    FileExistsError if it holds more than a preview (and, for a run that `goes_on` with them, clips of an
+    interrupted one) and `overwrite` is not given, or if it holds what no run has written; NotADirectoryError
+    if it is a file; ValueError if the input lies in what would be replaced, or if the folder cannot be put in
+    its place.
     """
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"output {output} is a file: give the name of a folder")
@@ -41,7 +48,12 @@ def check_output(output: Path, input_path: Path | None, overwrite: bool, is_dry_
             f"output {output} holds {', '.join(foreign[:3])}, which this command has not written: give a "
             "folder that does not exist yet"
         )
-    if set(found) - {PREVIEW} and not overwrite:
+    if UNFINISHED in found and not goes_on and not is_dry_run and not overwrite:
+        raise FileExistsError(
+            f"output {output} holds clips of an unfinished run, which this one would not use: give another "
+            "folder, or --overwrite to lose them"
+        )
+    if set(found) - {PREVIEW, UNFINISHED} and not overwrite:
         raise FileExistsError(
             f"output {output} is there already and not empty: give another folder, or --overwrite"
         )
@@ -50,6 +62,36 @@ def check_output(output: Path, input_path: Path | None, overwrite: bool, is_dry_
     given = input_path.resolve()
     if any(given.is_relative_to((output / name).resolve()) for name in replaced if name in found):
         raise ValueError(f"input {input_path} lies in the output {output}, which would be replaced")
+
+
+def mend_output(output: Path) -> None:
+    """Undo what a killed run has left beside `output`: half a result goes, what it moved aside comes back."""
+    output = Path(os.path.realpath(output))
+    for path in _left_beside(output, "partial"):
+        shutil.rmtree(path)
+    for path in _left_beside(output, "earlier"):
+        if output.exists():
+            shutil.rmtree(path)
+        else:
+            path.rename(output)
+
+
+def _left_beside(output: Path, ending: str) -> list[Path]:
+    """Folders of runs that are dead, of those that `whole_folder` makes."""
+    name = re.compile(rf"\.{re.escape(output.name)}\.(\d+)\.{ending}")
+    beside = output.parent.iterdir() if output.parent.is_dir() else ()
+    found = [(path, name.fullmatch(path.name)) for path in beside]
+    return sorted(path for path, match in found if match and not _is_running(int(match[1])))
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _check_place(folder: Path) -> None:
@@ -68,7 +110,8 @@ def _check_place(folder: Path) -> None:
 def whole_folder(output: Path) -> Iterator[Path]:
     """An empty folder beside `output` that takes its place at the end; after an error nothing of it is left.
 
-    A preview that lies in `output` is moved over. Call `check_output` before.
+    A preview that lies in `output` is moved over; what interrupted runs left there goes when all is done.
+    Call `check_output` before.
     """
     # A link stays, and what it leads to is replaced.
     output = Path(os.path.realpath(output))

@@ -56,6 +56,7 @@ def write_preview(
     With `is_warp` the cache is shown as the teacher `warp` shows it, torn edges and all; otherwise as video
     models are shown it.
     """
+    assert plan.cache is not None
     cache = shown_whole(plan.cache) if is_warp else plan.cache
     coverages, rows = [], []
     frames = farthest_frames(plan.cameras)

@@ -67,14 +67,18 @@ class ScenePlan:
     """First frame of all clips, 0 to 1."""
     depth: Float[Tensor, "S h w"]
     """z-depth of the source in units of the scene, 0 where unknown."""
-    cache: SceneCache
-    """What is known of the scene."""
+    cache: SceneCache | None
+    """What is known of the scene; None when its clips are made."""
     paths: tuple[PlannedPath, ...]
     """Camera paths, in the order in which decoders read them."""
     scale: SceneScale
     """Units of the scene."""
     found: SceneDepth
     """Depth as it was found, and the lens."""
+
+    def without_cache(self) -> ScenePlan:
+        """The same without the cache, whose memory is free when no request holds it."""
+        return replace(self, cache=None)
 
     @property
     def cameras(self) -> CameraPath:

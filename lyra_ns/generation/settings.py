@@ -83,6 +83,9 @@ class GenerateSettings(DecoderChoice):
     """Guidance of a video model, by default its own; GEN3C's 1 is 2 in the usual count, 0 switches it off."""
     samples_at_once: int = 1
     """Clips that GEN3C makes together; more need more memory."""
+    num_gpus: int = 1
+    """GPUs of this machine that share the clips, each with a process and models of its own; the result is the
+    same. On the CPU so many processes."""
     text_encoder: str | None = None
     """Folder or hub id of T5 for GEN3C's prompts; by default the one in the folder of its weights."""
     text_cache: Path | None = None
@@ -96,7 +99,7 @@ class GenerateSettings(DecoderChoice):
     dry_run: bool = False
     """Only show what the teacher would be shown: OUTPUT/preview with warped frames, cameras and depth."""
     overwrite: bool = False
-    """Replace an earlier result in the output folder."""
+    """Replace an earlier result in the output folder, and clips of an unfinished run with other settings."""
 
     def check(self) -> None:
         """ValueError for settings that contradict each other or that nothing can be made with."""
@@ -109,6 +112,13 @@ class GenerateSettings(DecoderChoice):
                 f"expected --num-trajectories from 1 to 6, found {self.num_trajectories}: name further paths "
                 "with --trajectory"
             )
+        if self.num_gpus < 1 or self.samples_at_once < 1:
+            raise ValueError(
+                f"expected --num-gpus and --samples-at-once of 1 or more, found {self.num_gpus} and "
+                f"{self.samples_at_once}"
+            )
+        if self.num_gpus > 1 and self.teacher == "replay":
+            raise ValueError("--num-gpus is for clips that are made, and replay reads them: leave it out")
         if not 0 < self.distance_factor < float("inf"):
             raise ValueError(f"expected --distance-factor above 0, found {self.distance_factor}")
         if not isinstance(self.units, str) and not 0 < self.units < float("inf"):
