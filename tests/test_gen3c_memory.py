@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lyra_ns.generation.gen3c import memory
 from lyra_ns.generation.gen3c.blocks import Gen3CBlock
-from lyra_ns.generation.gen3c.memory import apply_memory_policy
+from lyra_ns.generation.gen3c.memory import MemorySetup, apply_memory_policy
 from lyra_ns.generation.gen3c.memory_needs import POLICIES, ClipSize, memory_needs
 from lyra_ns.generation.gen3c.position_embedding import KeptPositions
 from lyra_ns.generation.gen3c.transformer import Evaluation, gen3c_config
@@ -76,8 +76,17 @@ def test_a_policy_is_chosen_once() -> None:
     pipeline = small_pipeline()
     apply_memory_policy(pipeline, "low", torch.device("cpu"))
     apply_memory_policy(pipeline, "low", "cpu")
-    with pytest.raises(ValueError, match="set up for low, which cannot become fast: load it again"):
-        apply_memory_policy(pipeline, "fast", "cpu")
+    for options, message in [
+        ({"policy": "fast"}, "set up with policy low, which cannot become fast: load it again"),
+        ({"eight_bits": True}, "set up with eight_bits False, which cannot become True: load it again"),
+        (
+            {"rope_dtype": "bf16_legacy"},
+            "set up with rope_dtype fp32, which cannot become bf16_legacy: load it again",
+        ),
+        ({"device": "meta", "policy": "fast"}, "policy low, .* fast, and device cpu, .* meta: load it again"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            apply_memory_policy(pipeline, **{"policy": "low", "device": "cpu"} | options)
     with pytest.raises(ValueError, match="must be one of fast, balanced, low, found 'ultra'"), unchecked():
         apply_memory_policy(small_pipeline(), "ultra", "cpu")  # type: ignore[arg-type]
 
@@ -114,6 +123,9 @@ def test_needs_are_those_of_the_released_sizes(released: Any) -> None:
     assert 6 * GIB < balanced.denoising - eight.denoising < 7 * GIB
     two = memory_needs(released, "low", ClipSize(num_clips=2))
     assert two.denoising - low.denoising == 9 * 56320 * 4096 * 2
+    # Colours and mask of a warped video, in float32.
+    both = memory_needs(released, "low", ClipSize(num_buffers=2))
+    assert both.encoding - low.encoding == 121 * 704 * 1280 * 16
 
 
 def test_what_does_not_fit_is_refused_with_numbers(
@@ -134,5 +146,40 @@ def test_what_does_not_fit_is_refused_with_numbers(
         assert not isinstance(released.transformer.transformer_blocks[0], Gen3CBlock)
     monkeypatch.setattr(memory, "available_bytes", lambda _: 20 * GIB)
     with caplog.at_level(logging.WARNING):
-        memory._check_fit(released, "low", device, ClipSize(), False)
+        memory._check_fit(released, MemorySetup("low", device), ClipSize())
     assert "latents can be made, but videos of this size not be decoded" in caplog.text
+
+
+def test_the_size_is_checked_when_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, small = small_pipeline(), ClipSize(17, 32, 48)
+    memory.check_memory(pipeline, ClipSize())
+    pipeline.memory_setup = MemorySetup("low", torch.device("cuda"))
+    monkeypatch.setattr(memory, "available_bytes", lambda _: memory_needs(pipeline, "low", small).of_latents)
+    memory.check_memory(pipeline, small)
+    apply_memory_policy(pipeline, "low", torch.device("cuda"), size=small)
+    for size, what in (
+        (ClipSize(25, 32, 48), "25 frames of 32x48"),
+        (ClipSize(17, 32, 48, num_clips=10**6), "1000000 clips at once of 17 frames"),
+        (ClipSize(17, 32, 48, num_buffers=2), "17 frames of 32x48"),
+    ):
+        with pytest.raises(DoesNotFit, match=f"the memory policy low needs for {what}"):
+            memory.check_memory(pipeline, size)
+    with pytest.raises(DoesNotFit, match="needs for 121 frames of 704x1280"):
+        apply_memory_policy(pipeline, "low", torch.device("cuda"))
+
+
+def test_t5_goes_beside_the_network_only_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    placed: list[str] = []
+    encoder, device = t5()[0], torch.device("cuda")
+    monkeypatch.setattr(type(encoder), "to", lambda *_: placed.append("whole"))
+    monkeypatch.setattr(memory, "_fetch_while_computing", lambda *given: placed.append(given[2]))
+    num_bytes = sum(weight.numel() * 4 for weight in encoder.parameters()) + memory.TEXT_BYTES
+    for policy, free, expected in (
+        ("fast", num_bytes, "whole"),
+        ("fast", num_bytes - 1, "leaf_level"),
+        ("balanced", num_bytes, "leaf_level"),
+        ("low", num_bytes, "leaf_level"),
+    ):
+        monkeypatch.setattr(memory, "available_bytes", lambda _, free=free: free)
+        memory.place_text_encoder(encoder, policy, device)
+        assert placed.pop() == expected

@@ -250,7 +250,10 @@ def test_texts_are_padded_with_zeros_and_cut(
     torch.testing.assert_close(loaded.encode_prompt(["a room"]), given[0])
 
 
-def test_the_safety_checker_sees_texts_and_videos(pipeline: Gen3CPipeline) -> None:
+def test_the_safety_checker_sees_texts_and_videos(
+    pipeline: Gen3CPipeline, image: Tensor, buffers: Tensor
+) -> None:
+    shown: list[str] = []
     text_encoder, tokenizer = t5()
     safe = with_transformer(
         pipeline.transformer, text_encoder=text_encoder, tokenizer=tokenizer, safety_checker=Checker()
@@ -258,6 +261,12 @@ def test_the_safety_checker_sees_texts_and_videos(pipeline: Gen3CPipeline) -> No
     with pytest.raises(UnsafeContent, match="'a red room': use another"):
         safe.encode_prompt(["a room", "a red room"])
     black = safe.decode_latents(drawn(1, 16, 2, 4, 6))
+    # What nobody wrote is not shown to the checker.
+    safe.safety_checker.check_text_safety = lambda text: shown.append(text) or True
+    run(safe, image[:1], buffers[:1], prompt="a room")
+    assert shown == ["a room"]
+    run(safe, image[:1], buffers[:1], prompt="a room", negative_prompt="red")
+    assert shown == ["a room", "a room", "red"]
     assert black.shape == (1, 3, 9, HEIGHT, WIDTH)
     assert torch.equal(black, torch.full_like(black, -1.0))
     safe.safety_checker.check_video_safety = lambda frames: None
@@ -285,8 +294,15 @@ def test_bad_input_is_told(pipeline: Gen3CPipeline, image: Tensor, buffers: Tens
 def test_other_parts_are_refused(pipeline: Gen3CPipeline) -> None:
     from diffusers import CosmosTransformer3DModel, EDMEulerScheduler
 
-    with pytest.raises(ValueError, match=r"use gen3c_scheduler\(\)"):
-        Gen3CPipeline(pipeline.transformer, pipeline.vae, EDMEulerScheduler(sigma_data=1.0))
+    gen3cs = {"sigma_min": 2e-4, "sigma_max": 80.0, "sigma_data": 0.5, "rho": 7.0}
+    for scheduler, message in [
+        (EDMEulerScheduler(), r"has sigma_min 0.0002, found sigma_min 0.002: use gen3c_scheduler\(\)"),
+        (EDMEulerScheduler(**gen3cs | {"sigma_data": 1.0}), "has sigma_data 0.5, found sigma_data 1.0: use"),
+        (EDMEulerScheduler(**gen3cs | {"sigma_max": 700.0}), "sigma_max 80.0, found sigma_max 700.0: use"),
+        (EDMEulerScheduler(**gen3cs, final_sigmas_type="sigma_min"), "final_sigmas_type zero, found"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Gen3CPipeline(pipeline.transformer, pipeline.vae, scheduler)
     with torch.device("meta"):
         other = CosmosTransformer3DModel(
             in_channels=17, num_attention_heads=2, attention_head_dim=24, num_layers=1

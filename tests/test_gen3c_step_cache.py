@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from gen3c_speed_cases import latents_of, relative, small_pipeline
-from small_gen3c import small_transformer
+from gen3c_speed_cases import CELLS, latents_of, relative, small_pipeline
+from small_gen3c import drawn, small_transformer
 from torch import Tensor
 
 from lyra_ns.generation.gen3c.blocks import use_own_blocks
@@ -125,6 +125,16 @@ def test_views_do_not_mix_and_clips_start_anew() -> None:
     assert run_blocks(cache, "conditional", 0.2, [3.0, 0.0]) == 3
     cache.start(3)
     assert run_blocks(cache, "conditional", 0.5, [1.0, 5.0]) == 6
+
+
+def test_several_clips_together_are_refused(plain: Tensor) -> None:
+    """One would decide for the others; both views of one clip may go in one batch."""
+    pipeline, cache = cached(threshold=0.0)
+    image, buffers = drawn(2, 3, 32, 48).clamp(-1, 1), drawn(2, 64, *CELLS, seed=2)
+    with pytest.raises(ValueError, match=r"decides for one clip .*, found 2 together: make one at a time"):
+        pipeline(image, buffers, num_inference_steps=2)
+    pipeline.evaluation = Evaluation(step_cache=cache, in_one_batch=True)
+    torch.testing.assert_close(latents_of(pipeline, NUM_STEPS), plain, atol=1e-5, rtol=1e-4)
 
 
 def test_wrong_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from test_gen3c_pipeline import Checker, t5
 
 from lyra_ns.generation.cache.scene import SceneCache
 from lyra_ns.generation.depth.estimator import DepthPrediction, PlaneDepth
+from lyra_ns.generation.gen3c import memory
+from lyra_ns.generation.gen3c.memory_needs import POLICIES, SMALLEST, ClipSize
 from lyra_ns.generation.gen3c.pipeline import Gen3CPipeline, gen3c_scheduler
 from lyra_ns.generation.gen3c.safety import UnsafeContent
 from lyra_ns.generation.teachers import text_embeddings
@@ -23,7 +26,9 @@ from lyra_ns.generation.teachers.chunks import chunk_paths, first_chunk, joined_
 from lyra_ns.generation.teachers.gen3c import Gen3CSettings, Gen3CTeacher
 from lyra_ns.generation.teachers.gen3c_loading import load_gen3c
 from lyra_ns.generation.teachers.interface import CameraVideoTeacher, TeacherRequest
+from lyra_ns.generation.teachers.requests import cache_on
 from lyra_ns.generation.teachers.text_embeddings import TextEmbeddings, encoder_digest
+from lyra_ns.memory_limits import DoesNotFit
 from lyra_ns.synthetic.draws import generator_for
 
 NUM_FRAMES = 9
@@ -299,6 +304,89 @@ def test_weights_that_lack_a_tensor_are_told(folder: Path) -> None:
     save_file(tensors, file, {"format": "pt"})
     with pytest.raises(FileNotFoundError, match=r"lack 1 tensors .* \(transformer\.proj_out\.weight\)"):
         load_gen3c(folder)
+
+
+def test_a_cache_that_is_there_is_not_moved() -> None:
+    """A device without a number is the current one of its kind."""
+    cache = request().cache
+    assert cache_on(cache, "cpu:0") is cache
+    moved = cache_on(cache, "meta")
+    assert moved.frames.rgb.is_meta
+    assert cache_on(moved, "meta") is moved
+
+
+def test_memory_is_checked_for_the_size_that_is_asked_for(
+    pipeline: Gen3CPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = Gen3CTeacher(pipeline, replace(SETTINGS, samples_at_once=2), Estimator())
+    views = SceneCache.from_views(
+        image().expand(3, -1, -1, -1),
+        torch.full((3, HEIGHT, WIDTH), DEPTH),
+        straight_path((0.1, 0.0, 0.0), 3),
+    )
+    checked: list[ClipSize] = []
+    monkeypatch.setattr(memory, "check_memory", lambda _, size: checked.append(size))
+    steps = [
+        (teacher.generate, [request()], ClipSize(9, HEIGHT, WIDTH, 1, 1)),
+        (teacher.generate, [request(k) for k in range(3)], ClipSize(9, HEIGHT, WIDTH, 2, 1)),
+        (teacher.generate, [request(cache=views)], ClipSize(9, HEIGHT, WIDTH, 1, 2)),
+        (teacher.generate_chunks, [request(0, 17)], ClipSize(9, HEIGHT, WIDTH, 1, 2)),
+    ]
+    for generate, requests, _ in steps:
+        generate(requests)
+    # The last one was known to fit.
+    assert checked == [size for _, _, size in steps[:3]]
+    assert teacher.generate([]) == []
+
+    def refuse(_: Any, size: ClipSize) -> None:
+        raise DoesNotFit("too large")
+
+    monkeypatch.setattr(memory, "check_memory", refuse)
+    done: list[int] = []
+    with pytest.raises(DoesNotFit, match="too large"):
+        teacher.generate([request()], lambda *count: done.extend(count))
+    assert not done
+
+
+def test_the_policy_decides_where_t5_encodes(
+    pipeline: Gen3CPipeline, t5_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoders: list[weakref.ref[Any]] = []
+    load, placed = text_embeddings.load_t5, []
+
+    def watched(*given: Any) -> tuple[Any, Any]:
+        tokenizer, encoder = load(*given)
+        encoders.append(weakref.ref(encoder))
+        encoder.register_forward_hook(
+            lambda module, *_: placed.append(
+                any(hasattr(part, "_diffusers_hook") for part in module.modules())
+            )
+        )
+        return tokenizer, encoder
+
+    monkeypatch.setattr(text_embeddings, "load_t5", watched)
+    found = {
+        policy: TextEmbeddings(pipeline, t5_folder, memory=policy).of(["a room", "red"])
+        for policy in POLICIES
+    }
+    assert placed == [False, False, True, True, True, True]
+    for policy in POLICIES:
+        for text in ("a room", "red"):
+            torch.testing.assert_close(found[policy][text], found["fast"][text])
+    assert all(encoder() is None for encoder in encoders)
+
+
+def test_loading_checks_the_weights_alone(
+    folder: Path, t5_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The size of the clips is not known yet."""
+    given: list[Any] = []
+    monkeypatch.setattr(memory, "apply_memory_policy", lambda *all, size: given.append((*all[1:], size)))
+    teacher = load_gen3c(folder, "cuda", memory="low", text_encoder=t5_folder)
+    assert given == [("low", "cuda", SMALLEST)]
+    assert teacher.texts._memory == "low"
+    assert load_gen3c(folder, memory="low").texts._memory == "fast"
+    assert len(given) == 1
 
 
 def test_folders_that_are_no_gen3c_are_told(folder: Path, tmp_path: Path) -> None:

@@ -14,14 +14,23 @@ The tokenizer (0.2 GB) always stays on the device: its activations are what is l
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from lyra_ns.generation.devices import numbered
 from lyra_ns.generation.gen3c.blocks import WHOLE, use_own_blocks
 from lyra_ns.generation.gen3c.low_precision import use_eight_bits
-from lyra_ns.generation.gen3c.memory_needs import POLICIES, ClipSize, MemoryNeeds, MemoryPolicy, memory_needs
+from lyra_ns.generation.gen3c.memory_needs import (
+    POLICIES,
+    TEXT_BYTES,
+    ClipSize,
+    MemoryNeeds,
+    MemoryPolicy,
+    memory_needs,
+)
 from lyra_ns.generation.gen3c.position_embedding import RopeType, keep_positions
 from lyra_ns.memory_estimate import gib
 from lyra_ns.memory_limits import DoesNotFit, available_bytes
@@ -30,6 +39,20 @@ logger = logging.getLogger(__name__)
 
 PARTS_OF_TOKENS = 8
 """Parts in which the perceptron takes the tokens under `low`."""
+
+
+@dataclass(frozen=True)
+class MemorySetup:
+    """How a pipeline was set up; what `apply_memory_policy` was given."""
+
+    policy: MemoryPolicy
+    """Which of the policies."""
+    device: torch.device
+    """Where it computes."""
+    eight_bits: bool = False
+    """Whether the large matrices are stored in 8 bits."""
+    rope_dtype: RopeType = "fp32"
+    """Precision of the rotary positions."""
 
 
 def apply_memory_policy(
@@ -45,20 +68,18 @@ def apply_memory_policy(
 
     `eight_bits` stores the large matrices in 8 bits, which changes results a little and halves what `low`
     fetches. `size` is that of the clips to come (default: 121 x 704 x 1280). Set up once: a second call with
-    the same policy does nothing. ValueError for another one; DoesNotFit, before anything is moved, if the
+    the same options only checks the size. ValueError for others; DoesNotFit, before anything is moved, if the
     latents of such clips cannot be made; a warning if only their decoding does not fit.
     """
     if policy not in POLICIES:
         raise ValueError(f"the memory policy must be one of {', '.join(POLICIES)}, found {policy!r}")
-    if pipeline.memory_policy == policy:
-        return
-    if pipeline.memory_policy is not None:
-        raise ValueError(
-            f"the pipeline is set up for {pipeline.memory_policy}, which cannot become {policy}: load it "
-            "again"
-        )
     device = torch.device(device)
-    _check_fit(pipeline, policy, device, size or ClipSize(), eight_bits)
+    setup, size = MemorySetup(policy, device, eight_bits, rope_dtype), size or ClipSize()
+    if pipeline.memory_setup is not None:
+        _check_unchanged(pipeline.memory_setup, setup)
+        check_memory(pipeline, size)
+        return
+    _check_fit(pipeline, setup, size)
     dtype = torch.bfloat16 if device.type == "cuda" else None
     transformer = pipeline.transformer
     use_own_blocks(transformer, device.type == "cuda", PARTS_OF_TOKENS if policy == "low" else WHOLE)
@@ -71,20 +92,53 @@ def apply_memory_policy(
         _fetch_while_computing(transformer, device, "block_level")
     else:
         transformer.to(device)
-    _place_text_encoder(pipeline.text_encoder, policy, device, dtype)
-    pipeline.memory_policy = policy
+    if pipeline.text_encoder is not None:
+        place_text_encoder(pipeline.text_encoder.to(dtype=dtype), policy, device)
+    pipeline.memory_setup = setup
 
 
-def _place_text_encoder(
-    text_encoder: nn.Module | None, policy: MemoryPolicy, device: torch.device, dtype: torch.dtype | None
-) -> None:
-    if text_encoder is None:
-        return
-    text_encoder.to(dtype=dtype)
-    if policy == "fast":
+def check_memory(pipeline: Any, size: ClipSize) -> None:
+    """DoesNotFit if the latents of such clips cannot be made; a warning if only their decoding does not fit.
+
+    What is free now counts, and the policy that the pipeline was set up with; without one nothing is checked.
+    """
+    if pipeline.memory_setup is not None:
+        _check_fit(pipeline, pipeline.memory_setup, size)
+
+
+def place_text_encoder(text_encoder: nn.Module, policy: MemoryPolicy, device: torch.device | str) -> None:
+    """Makes T5 ready to encode on `device`, in place, its weights in main memory or on the device already.
+
+    Under `fast` all of it goes there, if there is room beside what is there; else it stays in main memory,
+    and its layers go there one by one.
+    """
+    device = torch.device(device)
+    if policy == "fast" and _has_room(text_encoder, device):
         text_encoder.to(device)
     else:
         _fetch_while_computing(text_encoder, device, "leaf_level")
+
+
+def _has_room(text_encoder: nn.Module, device: torch.device) -> bool:
+    free = available_bytes(device) if device.type == "cuda" else None
+    if free is None:
+        return True
+    weights = list(text_encoder.parameters())
+    missing = sum(each.numel() * each.element_size() for each in weights if each.device.type != device.type)
+    return missing + TEXT_BYTES <= free
+
+
+def _check_unchanged(old: MemorySetup, new: MemorySetup) -> None:
+    """ValueError if a pipeline that is set up in one way should become another."""
+    before, after = vars(old), vars(new)
+    changes = [
+        f"{name} {before[name]}, which cannot become {after[name]}"
+        for name in before
+        if before[name] != after[name]
+        and not (name == "device" and numbered(old.device) == numbered(new.device))
+    ]
+    if changes:
+        raise ValueError(f"the pipeline is set up with {', and '.join(changes)}: load it again")
 
 
 def _fetch_while_computing(module: nn.Module, device: torch.device, level: str) -> None:
@@ -110,19 +164,18 @@ def _convert(transformer: Any, dtype: torch.dtype | None) -> None:
             child.to(dtype)
 
 
-def _check_fit(
-    pipeline: Any, policy: MemoryPolicy, device: torch.device, size: ClipSize, eight_bits: bool
-) -> None:
+def _check_fit(pipeline: Any, setup: MemorySetup, size: ClipSize) -> None:
     """DoesNotFit with numbers and the next policy, if there is one."""
+    policy, device = setup.policy, setup.device
     free = available_bytes(device)
     if free is None or device.type != "cuda":
         return
     free += _bytes_on(pipeline, device)
-    needs = memory_needs(pipeline, policy, size, eight_bits=eight_bits)
+    needs = memory_needs(pipeline, policy, size, eight_bits=setup.eight_bits)
     if needs.of_latents > free:
         raise DoesNotFit(
             f"{_sentence(policy, size, needs)}, and {gib(free)} of {device} are free: "
-            f"{_advice(policy, eight_bits)}"
+            f"{_advice(policy, setup.eight_bits)}"
         )
     if needs.decoding > free:
         logger.warning(
@@ -135,6 +188,8 @@ def _check_fit(
 
 def _sentence(policy: MemoryPolicy, size: ClipSize, needs: MemoryNeeds) -> str:
     what = f"{size.num_frames} frames of {size.height}x{size.width}"
+    if size.num_clips > 1:
+        what = f"{size.num_clips} clips at once of {what}"
     return f"the memory policy {policy} needs for {what} about: {needs}"
 
 

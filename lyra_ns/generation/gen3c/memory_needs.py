@@ -21,8 +21,10 @@ STREAMS = {"fast": 13, "balanced": 13, "low": 9}
 """Tensors of tokens x channels alive inside a block; the perceptron takes parts of the tokens in `low`."""
 BLOCKS_AT_ONCE = 2
 """Blocks whose weights are on the device in `low`: one that computes, one that arrives."""
-ENCODE_BYTES_PER_PIXEL = {2: 56 + 28, 4: 2 * 275}
-"""Activations while one video is encoded, with its colours and mask, by the bytes of a number."""
+ENCODE_BYTES_PER_PIXEL = {2: 56 + 12, 4: 2 * 275}
+"""Activations while one video is encoded, with the float32 copy of it, by the bytes of a number."""
+BUFFER_BYTES_PER_PIXEL = 16
+"""Colours and mask of a 3D buffer in float32; those of all buffers are there while one is encoded."""
 DECODE_BYTES_PER_PIXEL = {2: 275, 4: 2 * 275}
 """Activations while one video is decoded by diffusers."""
 TEXT_BYTES = 2**30
@@ -43,11 +45,17 @@ class ClipSize:
     """Columns of pixels."""
     num_clips: int = 1
     """Clips that are sampled together."""
+    num_buffers: int = 1
+    """3D buffers of a clip, each of them a warped video; they are encoded clip by clip."""
 
     @property
     def num_pixels(self) -> int:
         """Pixels of one clip."""
         return self.num_frames * self.height * self.width
+
+
+SMALLEST = ClipSize(num_frames=9, height=16, width=16)
+"""A clip that needs hardly more than the weights."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +93,10 @@ def memory_needs(
     always = autoencoder + (around if policy == "low" else network) + (text if policy == "fast" else 0)
     stream = size.num_clips * num_tokens(pipeline, size) * _channels(transformer) * bytes_per_number
     fetched = 0 if policy == "fast" or not text else _largest_leaf(pipeline.text_encoder)
+    encoding = ENCODE_BYTES_PER_PIXEL[bytes_per_number] + size.num_buffers * BUFFER_BYTES_PER_PIXEL
     return MemoryNeeds(
         text=always + TEXT_BYTES + fetched if text else 0,
-        encoding=always + ENCODE_BYTES + size.num_pixels * ENCODE_BYTES_PER_PIXEL[bytes_per_number],
+        encoding=always + ENCODE_BYTES + size.num_pixels * encoding,
         denoising=always + (network - around if policy == "low" else 0) + STREAMS[policy] * stream,
         decoding=always + size.num_pixels * DECODE_BYTES_PER_PIXEL[bytes_per_number],
     )

@@ -14,7 +14,7 @@ h w latent, P and Q texts (B or 1), S and R their tokens, E text channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKLCosmos, CosmosTransformer3DModel, EDMEulerScheduler
@@ -25,12 +25,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from lyra_ns.codec.cosmos import CosmosCodec
-from lyra_ns.codec.statistics import SIGMA_DATA, LatentStatistics
+from lyra_ns.codec.statistics import LatentStatistics
 from lyra_ns.generation.gen3c.buffers import encode_buffers
+from lyra_ns.generation.gen3c.noise_levels import check_noise_levels
+from lyra_ns.generation.gen3c.noise_levels import gen3c_scheduler as gen3c_scheduler
 from lyra_ns.generation.gen3c.parallel import agreed
 from lyra_ns.generation.gen3c.safety import SafetyChecker, check_texts, checked_video
 from lyra_ns.generation.gen3c.sampling import AUGMENT_SIGMA, sample
-from lyra_ns.generation.gen3c.text import encode_texts, no_text
+from lyra_ns.generation.gen3c.text import default_negative_prompt, encode_texts, no_text
 from lyra_ns.generation.gen3c.transformer import (
     BUFFER_CHANNELS,
     FPS,
@@ -41,14 +43,10 @@ from lyra_ns.generation.gen3c.transformer import (
     num_buffers_of,
 )
 
+if TYPE_CHECKING:
+    from lyra_ns.generation.gen3c.memory import MemorySetup
+
 Generators = torch.Generator | Sequence[torch.Generator] | None
-
-
-def gen3c_scheduler() -> EDMEulerScheduler:
-    """Noise levels of GEN3C: from 80 to 0.0002, then 0 (other Cosmos models end at 0.002)."""
-    return EDMEulerScheduler(
-        sigma_min=2e-4, sigma_max=80.0, sigma_data=SIGMA_DATA, rho=7.0, final_sigmas_type="zero"
-    )
 
 
 class Gen3CPipeline(DiffusionPipeline):
@@ -85,19 +83,19 @@ class Gen3CPipeline(DiffusionPipeline):
             tokenizer=tokenizer,
             safety_checker=safety_checker,
         )
-        noise = self.scheduler.config
-        if noise.sigma_data != SIGMA_DATA or noise.prediction_type != "epsilon":
-            raise ValueError(
-                f"GEN3C's scheduler has sigma_data {SIGMA_DATA} and predicts epsilon, found "
-                f"{noise.sigma_data} and {noise.prediction_type}: use gen3c_scheduler()"
-            )
+        check_noise_levels(self.scheduler.config)
         self.num_buffers = num_buffers_of(self.transformer.config)
         self.evaluation: Evaluation = PLAIN
         """How the network is called: one batch, two processes, predicted steps, or plainly."""
-        self.memory_policy: str | None = None
+        self.memory_setup: MemorySetup | None = None
         """What `apply_memory_policy` has set up; None for nothing."""
         self._codec: CosmosCodec | None = None
         self._codec_state: tuple[Any, ...] = ()
+
+    @property
+    def memory_policy(self) -> str | None:
+        """Name of the policy that `apply_memory_policy` has set up; None for none."""
+        return None if self.memory_setup is None else self.memory_setup.policy
 
     @property
     def codec(self) -> CosmosCodec:
@@ -244,7 +242,7 @@ class Gen3CPipeline(DiffusionPipeline):
             raise ValueError("give prompt or prompt_embeds, not both")
         if negative_prompt_embeds is None:
             if negative_prompt is None and prompt is not None:
-                negative_prompt = _default_negative_prompt()
+                negative_prompt = default_negative_prompt()
             negative_prompt_embeds = self.encode_prompt([negative_prompt])
         elif negative_prompt is not None:
             raise ValueError("give negative_prompt or negative_prompt_embeds, not both")
@@ -289,10 +287,3 @@ def _statistics(config: Any) -> LatentStatistics:
         for values in (config.latents_mean, config.latents_std)
     )
     return LatentStatistics(mean, std, repeat_last=mean.shape[1] == 1)
-
-
-def _default_negative_prompt() -> str:
-    """NVIDIA's text of what a video should not show."""
-    from diffusers.pipelines.cosmos.pipeline_cosmos_video2world import DEFAULT_NEGATIVE_PROMPT
-
-    return str(DEFAULT_NEGATIVE_PROMPT)

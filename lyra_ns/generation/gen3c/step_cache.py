@@ -60,6 +60,9 @@ class _Branch:
 class StepCache:
     """State of one clip's sampling; one instance for each network, shared by all of its blocks.
 
+    Both views of a clip may go through the network in one batch, and are decided on together; several clips
+    may not, since one would decide for the others.
+
     >>> cache = StepCache(transformer, StepCacheSettings())
     >>> cache.start(num_steps)
     >>> with cache.branch("conditional", noise_label):

@@ -40,3 +40,10 @@ def encode_texts(
 def no_text(num_texts: int, num_channels: int, device: torch.device | str) -> Float[Tensor, "B S E"]:
     """What the official code uses with --disable_prompt_encoder: zeros, which attention to text ignores."""
     return torch.zeros(num_texts, NUM_TOKENS, num_channels, device=device)
+
+
+def default_negative_prompt() -> str:
+    """NVIDIA's text of what a video should not show; loads diffusers, where it is kept."""
+    from diffusers.pipelines.cosmos.pipeline_cosmos_video2world import DEFAULT_NEGATIVE_PROMPT
+
+    return str(DEFAULT_NEGATIVE_PROMPT)

@@ -97,7 +97,7 @@ class GuidedDenoiser:
 
     Guidance in GEN3C's sense is F = Fc + g (Fc - Fu) and always on: g = 1 is 2 in the usual convention. Fu
     sees the negative text and zeros in place of the buffers, but the same known frames. With g = 0 the
-    network runs once for each step instead of twice.
+    network runs once for each step instead of twice. ValueError for several clips with a step cache.
     """
 
     def __init__(
@@ -111,6 +111,11 @@ class GuidedDenoiser:
         fps: int = FPS,
         evaluation: Evaluation = PLAIN,
     ) -> None:
+        if evaluation.step_cache is not None and len(buffers) > 1:
+            raise ValueError(
+                f"a step cache decides for one clip which steps it predicts, found {len(buffers)} together: "
+                "make one at a time (samples_at_once 1), or leave the cache out"
+            )
         self.transformer = transformer
         self.evaluation = evaluation
         self.guidance = guidance

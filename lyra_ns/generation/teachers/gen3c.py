@@ -20,12 +20,14 @@ from torch import Tensor
 
 from lyra_ns.cameras import CameraPath
 from lyra_ns.codec.cosmos import CosmosCodec
-from lyra_ns.generation.cache.scene import SceneCache
 from lyra_ns.generation.camera_paths import FRAMES_PER_LATENT
 from lyra_ns.generation.depth.estimator import DepthEstimator
+from lyra_ns.generation.gen3c.memory_needs import ClipSize
 from lyra_ns.generation.gen3c.sampling import AUGMENT_SIGMA
+from lyra_ns.generation.gen3c.text import default_negative_prompt
 from lyra_ns.generation.teachers.chunks import Chunk, chunk_paths, first_chunk, next_chunk
 from lyra_ns.generation.teachers.frames import eight_bits
+from lyra_ns.generation.teachers.gen3c_requests import check_extension, check_network, clip_size
 from lyra_ns.generation.teachers.interface import OnStep, TeacherClip, TeacherRequest
 from lyra_ns.generation.teachers.requests import cache_on, check_requests, request_name
 from lyra_ns.generation.teachers.text_embeddings import TextEmbeddings
@@ -83,6 +85,7 @@ class Gen3CTeacher:
         self.settings = settings or Gen3CSettings()
         self.depth = depth
         self.texts = texts or TextEmbeddings(pipeline)
+        self._checked: ClipSize | None = None
 
     @property
     def name(self) -> str:
@@ -122,9 +125,11 @@ class Gen3CTeacher:
         """The clips of each request's video, one for every path of `chunk_paths`, in their order.
 
         The first frame of a chunk shows what the last one of the chunk before does. ValueError before
-        anything is made; later only if the depth at a chunk's end cannot be brought into the cache's scale.
+        anything is made, DoesNotFit among others if the memory policy has no room for clips of this size;
+        later only if the depth at a chunk's end cannot be brought into the cache's scale.
         """
         paths = self._checked_paths(requests)
+        self._check_memory(requests, paths)
         texts = self._embedded(requests)
         progress = _Progress(on_step, self._num_steps([len(parts) for parts in paths]))
         chunks = [first_chunk(request, parts) for request, parts in zip(requests, paths, strict=True)]
@@ -152,11 +157,15 @@ class Gen3CTeacher:
 
     def _shown(self, chunk: Chunk) -> _Shown:
         """The cache along the chunk's path."""
+        colours, masks, depth, share_seen = self._seen(chunk)
+        return _Shown(self.pipeline.encode_buffers(colours, masks).cpu(), depth, share_seen)
+
+    def _seen(self, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor, float]:
+        """Colours and masks for the encoder, which needs the room of all else; depth; share of the seen."""
         warps = cache_on(chunk.cache, self._device).render(chunk.cameras, chunk.start)
-        colours, masks = (values[None].float() for values in warps.in_video_range())
-        buffers = self.pipeline.encode_buffers(colours, masks).cpu()
         seen = merged(warps)
-        return _Shown(buffers, seen.depth.float().cpu(), seen.mask.float().mean().item())
+        colours, masks = (values[None].float() for values in warps.in_video_range())
+        return colours, masks, seen.depth.float().cpu(), seen.mask.float().mean().item()
 
     def _sampled(
         self,
@@ -218,42 +227,27 @@ class Gen3CTeacher:
             )
         for request in requests:
             try:
-                self._check_network(request)
+                self._check(request)
             except ValueError as error:
                 raise ValueError(f"{request_name(request)}: {error}") from error
         return [chunk_paths(request.cameras, self.settings.chunk_frames) for request in requests]
 
-    def _check_network(self, request: TeacherRequest) -> None:
+    def _check_memory(self, requests: Sequence[TeacherRequest], paths: list[list[CameraPath]]) -> None:
+        """DoesNotFit if clips of this size cannot be made; a size is checked when it comes up."""
+        size = clip_size(requests, paths, self.settings.samples_at_once) if requests else self._checked
+        if size is None or size == self._checked:
+            return
+        from lyra_ns.generation.gen3c.memory import check_memory
+
+        check_memory(self.pipeline, size)
+        self._checked = size
+
+    def _check(self, request: TeacherRequest) -> None:
         cameras, cache = request.cameras, request.cache
         assert cache is not None
-        multiple = self.codec.spec.spatial_stride * self.pipeline.transformer.config.patch_size[-1]
-        if cameras.height % multiple or cameras.width % multiple:
-            raise ValueError(
-                f"height and width must be multiples of {multiple}, found {cameras.height}x{cameras.width}: "
-                "resize or crop image, depth and cameras"
-            )
-        most = 1 if cache.policy == "per_frame" else cache.settings.max_buffers
-        if most > self.pipeline.num_buffers:
-            raise ValueError(
-                f"the network reads {self.pipeline.num_buffers} 3D buffers, found a cache of up to {most}: "
-                "lower max_buffers in its settings"
-            )
+        check_network(request, self.pipeline)
         if cameras.shape[0] > self.settings.chunk_frames and cache.policy != "per_frame":
-            self._check_extension(cameras, cache)
-
-    def _check_extension(self, cameras: CameraPath, cache: SceneCache) -> None:
-        """ValueError unless the last frame of a chunk can become part of the cache."""
-        if self.depth is None:
-            raise ValueError(
-                f"a video of {cameras.shape[0]} frames is made in chunks, which needs a depth estimator: "
-                "give the teacher one, or shorten the path"
-            )
-        size, known = (cameras.height, cameras.width), tuple(cache.frames.depth.shape[1:])
-        if size != known:
-            raise ValueError(
-                f"a video of chunks needs a cache of frames of its own size, {size} (height x width), found "
-                f"{known}: resize them together, or shorten the path"
-            )
+            check_extension(cameras, cache, self.depth is not None)
 
     def _embedded(self, requests: Sequence[TeacherRequest]) -> list[tuple[Tensor, Tensor]]:
         """Embeddings [1, S, E] of what each request wants and does not want."""
@@ -294,7 +288,5 @@ class _Progress:
 def _negative_of(request: TeacherRequest) -> str | None:
     """The negative text: NVIDIA's where only a prompt is given."""
     if request.negative_prompt is None and request.prompt is not None:
-        from diffusers.pipelines.cosmos.pipeline_cosmos_video2world import DEFAULT_NEGATIVE_PROMPT
-
-        return str(DEFAULT_NEGATIVE_PROMPT)
+        return default_negative_prompt()
     return request.negative_prompt

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lyra_ns.generation.depth.estimator import DepthEstimator
+from lyra_ns.generation.gen3c.memory_needs import SMALLEST
 from lyra_ns.generation.pretrained import default_dtype, load_pretrained
 from lyra_ns.generation.teachers.gen3c import Gen3CSettings, Gen3CTeacher
 from lyra_ns.generation.teachers.text_embeddings import TextEmbeddings
@@ -31,9 +32,11 @@ def load_gen3c(
     """The teacher of a folder that `ns-lyra convert` wrote, in `dtype` (None: bfloat16, on a CPU float32).
 
     `text_encoder` is a folder or hub id of T5; None takes the one in `folder`, if there is one. It is loaded
-    only for texts that `text_cache` does not hold. FileNotFoundError or ValueError, in one sentence, where
-    there is no pipeline of GEN3C.
+    only for texts that `text_cache` does not hold, as `memory` says (TextEmbeddings), and dropped again.
+    FileNotFoundError or ValueError, in one sentence, where there is no pipeline of GEN3C; DoesNotFit where
+    not even its weights fit: whether clips do is checked when they are asked for and their size is known.
     """
+    from lyra_ns.generation.gen3c.memory import apply_memory_policy
     from lyra_ns.generation.gen3c.pipeline import Gen3CPipeline
 
     _check_kind(Path(folder))
@@ -51,12 +54,12 @@ def load_gen3c(
     if is_cpu:
         pipeline.to(device)
     else:
-        from lyra_ns.generation.gen3c.memory import apply_memory_policy
-
-        apply_memory_policy(pipeline, memory, device)
+        apply_memory_policy(pipeline, memory, device, size=SMALLEST)
     if text_encoder is None and all((Path(folder) / part).is_dir() for part in own):
         text_encoder = str(folder)
-    texts = TextEmbeddings(pipeline, text_encoder, text_cache, device, dtype)
+    texts = TextEmbeddings(
+        pipeline, text_encoder, text_cache, device, dtype, memory="fast" if is_cpu else memory
+    )
     return Gen3CTeacher(pipeline, settings, depth, texts)
 
 

@@ -13,6 +13,7 @@ import torch
 from lyra_ns.codec.interface import VideoLatentSpec
 from lyra_ns.generation.cache.frames import CachedFrames, check_cameras
 from lyra_ns.generation.cache.scene import SceneCache
+from lyra_ns.generation.devices import numbered
 from lyra_ns.generation.teachers.interface import TeacherRequest
 
 Notes = dict[str, str | int | float | bool]
@@ -40,7 +41,7 @@ def request_name(request: TeacherRequest) -> str:
 def cache_on(cache: SceneCache, device: torch.device | str) -> SceneCache:
     """The same cache on `device`, which is where it renders."""
     frames = cache.frames
-    if frames.rgb.device == torch.device(device):
+    if frames.rgb.device == numbered(device):
         return cache
     rgb, depth, usable, torn = (
         values.to(device) for values in (frames.rgb, frames.depth, frames.usable, frames.torn)

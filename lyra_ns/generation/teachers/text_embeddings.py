@@ -6,9 +6,10 @@ Shape letters: S tokens, E channels.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lyra_ns.data.files import write_whole
+from lyra_ns.generation.gen3c.memory_needs import MemoryPolicy
 from lyra_ns.generation.gen3c.safety import check_texts
 from lyra_ns.generation.gen3c.text import encode_texts
 from lyra_ns.generation.pretrained import default_dtype, load_pretrained
@@ -31,8 +33,10 @@ SAMPLED_BYTES = 2**20
 
 
 class TextEmbeddings:
-    """Embeddings of texts by the T5 at `encoder`, loaded on `device` while it computes, then dropped.
+    """Embeddings of texts by the T5 at `encoder`, which computes on `device` and then is dropped.
 
+    It is loaded into main memory. Where `memory` is `fast` all of it goes to the device, if there is room
+    beside what is there, such as the network; else, and for `balanced` and `low`, layer by layer.
     `encoder` is a folder or hub id with T5 and its tokenizer, or a pipeline's folder with both in it; `cache`
     a folder to keep embeddings in. Without an encoder the pipeline's own T5 encodes, if it has one.
     """
@@ -44,7 +48,9 @@ class TextEmbeddings:
         cache: Path | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
+        memory: MemoryPolicy = "fast",
     ) -> None:
+        self._memory: MemoryPolicy = memory
         self._pipeline, self._encoder, self._cache = pipeline, encoder, cache
         self._device, self._dtype = device, default_dtype(device, dtype)
         self._known: dict[str, Tensor] = {}
@@ -60,17 +66,23 @@ class TextEmbeddings:
         missing = sorted(text for text in set(texts) - set(self._known) if not self._read(text))
         if missing:
             for text, embedding in zip(missing, self._encoded(missing), strict=True):
-                self._known[text] = embedding.cpu()
+                self._known[text] = embedding
                 self._write(text)
         return {text: self._known[text] for text in texts}
 
-    def _encoded(self, texts: list[str]) -> Iterator[Tensor]:
+    def _encoded(self, texts: list[str]) -> list[Tensor]:
+        """Embeddings on the CPU; T5 is gone afterwards."""
         if self._encoder is None:
-            yield from (self._pipeline.encode_prompt([text]) for text in texts)
-            return
+            return [self._pipeline.encode_prompt([text]).cpu() for text in texts]
+        from lyra_ns.generation.gen3c.memory import place_text_encoder
+
         tokenizer, encoder = load_t5(self._encoder, self._dtype)
-        encoder = encoder.to(self._device)
-        yield from (encode_texts([text], tokenizer, encoder, self._device) for text in texts)
+        place_text_encoder(encoder, self._memory, self._device)
+        try:
+            return [encode_texts([text], tokenizer, encoder, self._device).cpu() for text in texts]
+        finally:
+            del encoder
+            gc.collect()  # What fetches layers holds them and is held by them.
 
     def _read(self, text: str) -> bool:
         """Whether the folder has the embedding, which then is known."""
