@@ -18,12 +18,12 @@ from cache_scenes import (
     two_colours,
 )
 
-from lyra_ns.cameras import stack_cameras
+from lyra_ns.cameras import CameraPath, stack_cameras
 from lyra_ns.evaluation.metrics import psnr
-from lyra_ns.generation.cache import warping
+from lyra_ns.generation.cache import scene, warping
 from lyra_ns.generation.cache.geometry import moved_pixels, reliable_depth
 from lyra_ns.generation.cache.plain import plain_warp
-from lyra_ns.generation.cache.scene import SceneCache
+from lyra_ns.generation.cache.scene import ENOUGH_COVERAGE, SceneCache, Warps
 from lyra_ns.generation.cache.settings import CacheSettings
 from lyra_ns.generation.cache.silhouettes import sheet_depth
 from lyra_ns.generation.cache.splat import SplatSettings
@@ -183,6 +183,36 @@ def test_views_that_cover_most_are_chosen_per_trajectory():
     assert warps.rgb.shape[:3] == (2, 2, 2)
     shown = warps.rgb.amax((-3, -2, -1))
     torch.testing.assert_close(shown[:, 1], torch.tensor([[0.2, 0.5], [0.8, 0.5]], dtype=torch.float64))
+
+
+def all_views_at_once(cache: SceneCache, path: CameraPath) -> Warps:
+    """The rule written down plainly: everything is rendered, then chosen from."""
+    every = replace(cache, policy="latest_and_first").render(path)
+    coverage = every.mask.to(every.rgb.dtype).mean((-3, -2, -1))
+    index = coverage.mean(0).topk(cache.settings.max_buffers).indices
+    rgb, mask, depth = (getattr(every, name)[:, index].clone() for name in ("rgb", "mask", "depth"))
+    for frame, shares in enumerate(coverage[:, index]):
+        if shares.max() >= ENOUGH_COVERAGE:
+            for buffer in set(range(len(index))) - {int(shares.argmax())}:
+                rgb[frame, buffer], mask[frame, buffer], depth[frame, buffer] = 0, False, 0
+    return Warps(rgb, mask, depth)
+
+
+@pytest.mark.parametrize("max_buffers", [1, 2, 5])
+def test_views_are_chosen_one_at_a_time(max_buffers: int, monkeypatch: pytest.MonkeyPatch):
+    places = [(0.4 * k - 0.8, 0.0, 0.0) for k in range(5)]
+    rgb, depth = video(5)
+    settings = replace(OPEN, max_buffers=max_buffers)
+    cache = SceneCache.from_views(rgb, depth, cameras_at(places), settings=settings)
+    path = cameras_at([(0.0, 0.0, 0.0), (0.3, 0.1, 0.0), (0.9, 0.0, 0.0)])
+    expected = all_views_at_once(cache, path)
+    at_once: list[int] = []
+    stock = scene.warp
+    monkeypatch.setattr(scene, "warp", lambda *given: at_once.append(len(given[1])) or stock(*given))
+    found = cache.render(path)
+    for name in ("rgb", "mask", "depth"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+    assert max(at_once) == 3 * max_buffers
 
 
 def test_a_view_that_fills_a_frame_is_shown_alone():

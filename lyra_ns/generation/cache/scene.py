@@ -1,6 +1,7 @@
 """The 3D cache of a scene: what a video model is shown of places that a picture has already seen.
 
-Shape letters: V trajectories (any leading axes), T target frames, N buffers, S frames, H W image.
+Shape letters: V trajectories (any leading axes), T target frames, N buffers, M of them shown, S frames,
+H W image.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lyra_ns.cameras import CameraPath
@@ -180,17 +181,30 @@ class SceneCache:
 
     def _best_covering(self, cameras: CameraPath, sources: Tensor) -> Warps:
         """Warps of the frames that fill most of each trajectory, the fullest first."""
-        num_frames = cameras.shape[-1]
-        chosen = [
-            _fullest(self._shaped(path, sources.expand(num_frames, -1)), self.settings.max_buffers)
-            for path in map(cameras.reshape(-1, num_frames).__getitem__, range(math.prod(cameras.shape[:-1])))
-        ]
+        paths = cameras.reshape(-1, cameras.shape[-1])
+        chosen = [self._fullest(paths[number], sources) for number in range(len(paths.camera_to_world))]
         values = [
             torch.stack([getattr(warps, name) for warps in chosen]) for name in ("rgb", "mask", "depth")
         ]
         return Warps(
             *(value.unflatten(0, cameras.shape[:-1]) if cameras.shape[:-1] else value[0] for value in values)
         )
+
+    def _fullest(self, path: CameraPath, sources: Tensor) -> Warps:
+        """Warps [T] of the frames that fill most of one trajectory.
+
+        Of more frames than are shown only one at a time is there, once to choose and again to be shown.
+        """
+        num_frames, num_shown = path.shape[0], min(self.settings.max_buffers, len(sources))
+        if num_shown == len(sources):
+            warps = self._shaped(path, sources.expand(num_frames, -1))
+            order = _fullest_first(_coverage(warps), num_shown)
+            warps = Warps(warps.rgb[:, order], warps.mask[:, order], warps.depth[:, order])
+        else:
+            seen = [_coverage(self._shaped(path, source.expand(num_frames, 1))) for source in sources]
+            order = _fullest_first(torch.cat(seen, dim=1), num_shown)
+            warps = self._shaped(path, sources[order].expand(num_frames, -1))
+        return _alone_where_enough(warps)
 
 
 def _one_frame(
@@ -207,15 +221,21 @@ def _one_frame(
     return cached_frames(rgb[None], depth[None], camera.reshape(1), several, settings)
 
 
-def _fullest(warps: Warps, num_buffers: int) -> Warps:
-    """The buffers of one trajectory that fill most of it; in a frame that one fills alone, only that one."""
-    coverage = warps.mask.to(warps.rgb.dtype).mean((-3, -2, -1))
-    index = coverage.mean(0).topk(min(num_buffers, coverage.shape[1])).indices
-    coverage = coverage[:, index]
+def _coverage(warps: Warps) -> Float[Tensor, "T N"]:
+    """Share of each frame of one trajectory that each buffer fills."""
+    return warps.mask.to(warps.rgb.dtype).mean((-3, -2, -1))
+
+
+def _fullest_first(coverage: Float[Tensor, "T N"], num_buffers: int) -> Int[Tensor, " M"]:
+    """The buffers that fill most of a trajectory."""
+    return coverage.mean(0).topk(num_buffers).indices
+
+
+def _alone_where_enough(warps: Warps) -> Warps:
+    """The same; in a frame that one buffer fills alone, only that one."""
+    coverage = _coverage(warps)
     best = coverage.max(1, keepdim=True)
-    is_best = torch.arange(len(index), device=index.device) == best.indices
+    is_best = torch.arange(coverage.shape[1], device=best.indices.device) == best.indices
     shown = is_best | (best.values < ENOUGH_COVERAGE)
     shown = shown[:, :, None, None, None]
-    return Warps(
-        warps.rgb[:, index] * shown, warps.mask[:, index] & shown, warps.depth[:, index] * shown[:, :, 0]
-    )
+    return Warps(warps.rgb * shown, warps.mask & shown, warps.depth * shown[:, :, 0])
