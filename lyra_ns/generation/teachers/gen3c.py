@@ -29,7 +29,7 @@ from lyra_ns.generation.teachers.chunks import Chunk, chunk_paths, first_chunk, 
 from lyra_ns.generation.teachers.frames import eight_bits
 from lyra_ns.generation.teachers.gen3c_requests import check_extension, check_network, clip_size
 from lyra_ns.generation.teachers.interface import OnStep, TeacherClip, TeacherRequest
-from lyra_ns.generation.teachers.requests import cache_on, check_requests, request_name
+from lyra_ns.generation.teachers.requests import cache_on, check_requests, naming, request_name
 from lyra_ns.generation.teachers.text_embeddings import TextEmbeddings
 from lyra_ns.generation.teachers.warp import merged
 from lyra_ns.synthetic.draws import generator_for
@@ -226,10 +226,8 @@ class Gen3CTeacher:
                 "expected requests of one length and size, found several: ask for them one after the other"
             )
         for request in requests:
-            try:
+            with naming(request):
                 self._check(request)
-            except ValueError as error:
-                raise ValueError(f"{request_name(request)}: {error}") from error
         return [chunk_paths(request.cameras, self.settings.chunk_frames) for request in requests]
 
     def _check_memory(self, requests: Sequence[TeacherRequest], paths: list[list[CameraPath]]) -> None:

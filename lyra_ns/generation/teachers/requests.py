@@ -5,7 +5,8 @@ Shape letters: L frames, H W image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -27,10 +28,17 @@ def check_requests(requests: Sequence[TeacherRequest], spec: VideoLatentSpec, ne
     size, and a cache must be there if it is needed and last as long as the path if it is one of a video.
     """
     for request in requests:
-        try:
+        with naming(request):
             _check(request, spec, needs_cache)
-        except ValueError as error:
-            raise ValueError(f"{request_name(request)}: {error}") from error
+
+
+@contextmanager
+def naming(request: TeacherRequest) -> Iterator[None]:
+    """Puts the name of the request's clip before the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{request_name(request)}: {error}") from error
 
 
 def request_name(request: TeacherRequest) -> str:

@@ -36,7 +36,7 @@ from lyra_ns.generation.teachers.reencoding import (
     step_counter,
     stretched,
 )
-from lyra_ns.generation.teachers.requests import check_requests, request_name
+from lyra_ns.generation.teachers.requests import check_requests, naming
 
 NAME = "sana-wm"
 
@@ -142,10 +142,8 @@ class SanaWmTeacher:
 
     def _check_size(self, request: TeacherRequest) -> None:
         cameras, settings = request.cameras, self.settings
-        try:
+        with naming(request):
             check_stretch(cameras.height, cameras.width, settings.height, settings.width)
-        except ValueError as error:
-            raise ValueError(f"{request_name(request)}: {error}") from error
 
 
 def load_sana_wm(

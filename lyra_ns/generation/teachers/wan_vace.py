@@ -38,7 +38,7 @@ from lyra_ns.generation.teachers.reencoding import (
     step_counter,
     stretched,
 )
-from lyra_ns.generation.teachers.requests import cache_on, check_requests, request_name
+from lyra_ns.generation.teachers.requests import cache_on, check_requests, naming
 from lyra_ns.generation.teachers.warp import warped_frames
 
 NAME = "wan-vace"
@@ -168,10 +168,8 @@ class WanVaceTeacher:
 
     def _check_size(self, request: TeacherRequest) -> None:
         cameras = request.cameras
-        try:
+        with naming(request):
             check_stretch(cameras.height, cameras.width, *self._size(request))
-        except ValueError as error:
-            raise ValueError(f"{request_name(request)}: {error}") from error
 
     def _size(self, request: TeacherRequest) -> tuple[int, int]:
         """(height, width) at which the clip is made."""
