@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from time import monotonic
 
 import pytest
@@ -15,6 +16,7 @@ from lyra_ns.codec import load_codec
 from lyra_ns.generation.cache.scene import SceneCache
 from lyra_ns.generation.depth.estimator import PlaneDepth
 from lyra_ns.generation.teachers.interface import TeacherRequest
+from lyra_ns.generation.teachers.requests import cache_on
 from lyra_ns.generation.teachers.warp import WarpTeacher
 
 pytestmark = pytest.mark.gpu
@@ -80,3 +82,33 @@ def test_gen3c_makes_chunks_on_a_gpu() -> None:
         assert not clip.z.is_cuda
         assert clip.z.isfinite().all()
         assert clip.video.shape == (NUM_FRAMES, 3, HEIGHT, WIDTH)
+
+
+def test_t5_encodes_where_the_policy_says_and_leaves_the_gpu(tmp_path: Path) -> None:
+    from test_gen3c_pipeline import t5
+
+    from lyra_ns.generation.gen3c.memory_needs import POLICIES
+    from lyra_ns.generation.gen3c.pipeline import Gen3CPipeline, gen3c_scheduler
+    from lyra_ns.generation.teachers.gen3c_loading import load_gen3c
+
+    encoder, tokenizer = t5()
+    Gen3CPipeline(
+        small_transformer(), small_autoencoder(), gen3c_scheduler(), encoder, tokenizer
+    ).save_pretrained(tmp_path)
+    found = []
+    for policy in POLICIES:
+        teacher = load_gen3c(tmp_path, "cuda", memory=policy)
+        teacher.texts.of(["a"])  # Libraries keep the working memory of their first call.
+        before = torch.cuda.memory_allocated()
+        found.append(teacher.texts.of(["a red room", "red"]))
+        assert torch.cuda.memory_allocated() == before
+    for other in found[1:]:
+        for text, embedding in other.items():
+            assert not embedding.is_cuda
+            torch.testing.assert_close(embedding, found[0][text])
+
+
+def test_a_cache_on_the_current_gpu_is_not_copied() -> None:
+    cache = cache_on(request(SMALL).cache, "cuda")
+    assert cache_on(cache, "cuda") is cache
+    assert cache_on(cache, torch.device("cuda", torch.cuda.current_device())) is cache
