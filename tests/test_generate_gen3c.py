@@ -93,6 +93,14 @@ def test_clips_of_a_codec_that_the_decoder_does_not_read_are_refused_before_they
         run(files, tmp_path / "a", str(tmp_path / "other.safetensors"), num_frames=9)
 
 
-def test_the_warp_needs_a_codec_for_lyras_decoder(files, tmp_path):
-    with pytest.raises(ValueError, match="--codec cosmos:FOLDER"):
-        run(files, tmp_path / "a", "official.safetensors", weights=None, num_frames=9)
+@pytest.mark.parametrize(
+    ("codec", "message"),
+    [
+        ("auto", "--codec cosmos:FOLDER"),
+        ("linear", r"latents of the Cosmos tokenizer, found those of the codec linear"),
+    ],
+)
+def test_the_warp_needs_a_codec_for_lyras_decoder(files, tmp_path, codec, message):
+    with pytest.raises(ValueError, match=message):
+        run(files, tmp_path / "a", "official.safetensors", weights=None, num_frames=9, codec=codec)
+    assert not (tmp_path / "a").exists()

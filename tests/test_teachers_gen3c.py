@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import weakref
 from dataclasses import replace
@@ -233,6 +234,31 @@ def test_embeddings_are_kept_on_disk(
     content[-1] ^= 1
     weights.write_bytes(bytes(content))
     assert encoder_digest(t5_folder) != before
+
+
+@pytest.mark.parametrize("missing", ["tokenizer", "text_encoder/config.json"])
+def test_an_encoder_that_is_not_whole_is_told(
+    pipeline: Gen3CPipeline, t5_folder: str, tmp_path: Path, missing: str
+) -> None:
+    """Also where embeddings are kept, for which it is looked at before it is loaded."""
+    (Path(t5_folder) / missing).rename(tmp_path / "away")
+    for cache in (None, tmp_path / "cache"):
+        with pytest.raises(FileNotFoundError, match=r"text encoder of GEN3C: expected .* found") as caught:
+            TextEmbeddings(pipeline, t5_folder, cache).of(["red"])
+        assert "\n" not in str(caught.value)
+
+
+def test_an_encoder_that_may_not_be_read_is_told(t5_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = encoder_digest(t5_folder)
+
+    def refused(path: Path, mode: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("builtins.open", refused)
+    with pytest.raises(FileNotFoundError, match=r"config\.json cannot be read \(Permission denied\)"):
+        encoder_digest(t5_folder)
+    monkeypatch.undo()
+    assert encoder_digest(t5_folder) == before
 
 
 def test_a_text_that_is_refused_is_not_taken_from_disk_either(

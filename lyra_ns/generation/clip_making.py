@@ -146,5 +146,10 @@ def _fitting_codec(given: VideoCodec, decoder: LatentGaussianDecoder, device: to
     if wants_linear and given.spec.digest != linear.spec.digest:
         return linear.to(device)
     # Here, because clips take long and would be lost.
+    if not wants_linear and not decoder.codec_digest and given.spec.digest == linear.spec.digest:
+        raise ValueError(
+            "the decoder reads latents of the Cosmos tokenizer, found those of the codec linear: give "
+            "--codec cosmos:FOLDER, or a decoder that was trained on latents of linear (--checkpoint)"
+        )
     check_codec(decoder, given.spec)
     return given

@@ -126,19 +126,33 @@ def load_t5(location: str, dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 def encoder_digest(location: str) -> str:
-    """A fingerprint of an encoder's files without loading them; of a hub id the id itself."""
-    folders = [Path(part) for part in _parts(location)]
+    """A fingerprint of an encoder's files without loading them; of a hub id the id itself.
+
+    FileNotFoundError, in one sentence, if tokenizer or encoder are missing or cannot be read.
+    """
+    folders = [Path(part).expanduser() for part in _parts(location)]
     if not folders[1].is_dir():
         return location
     digest = hashlib.sha256()
-    for path in sorted({file for folder in folders for file in folder.iterdir() if file.is_file()}):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size} ".encode())
-        with open(path, "rb") as file:
-            digest.update(file.read(SAMPLED_BYTES))
-            file.seek(max(0, size - SAMPLED_BYTES))
-            digest.update(file.read(SAMPLED_BYTES))
+    try:
+        for path in sorted({file for folder in folders for file in folder.iterdir() if file.is_file()}):
+            digest.update(f"{path.name} {path.stat().st_size} ".encode())
+            digest.update(_ends(path))
+    except OSError as error:
+        raise FileNotFoundError(
+            f"text encoder of GEN3C: expected tokenizer and text_encoder in {location}, found that "
+            f"{error.filename} cannot be read ({error.strerror}): give a complete folder, as save_pretrained "
+            "writes it"
+        ) from error
     return digest.hexdigest()
+
+
+def _ends(path: Path) -> bytes:
+    """The start and the end of a file."""
+    with open(path, "rb") as file:
+        head = file.read(SAMPLED_BYTES)
+        file.seek(max(0, path.stat().st_size - SAMPLED_BYTES))
+        return head + file.read(SAMPLED_BYTES)
 
 
 def _parts(location: str) -> tuple[str, str]:
