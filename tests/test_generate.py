@@ -497,12 +497,18 @@ def test_a_prompt_is_painted_first(files, tmp_path, monkeypatch):
         return paint
 
     monkeypatch.setattr(to_image, "load_text_to_image", load)
-    scene, _ = run(
-        files, tmp_path / "a", input=None, prompt="A red barn, at dusk", depth="plane", seed=7,
-        text_to_image="some/model", dry_run=True,
-    )  # fmt: skip
+    chosen = {"input": None, "depth": "plane", "text_to_image": "some/model", "dry_run": True}
+    scene, _ = run(files, tmp_path / "a", prompt="A red barn, at dusk", seed=7, **chosen)
     assert asked == [("some/model", "A red barn, at dusk", 128, 192, 7)]
     assert scene.record["scene"] == "a_red_barn_at_dusk"
+    # The run after it takes the same picture, which another model run might not paint again to the bit.
+    run(files, tmp_path / "a", prompt="A red barn, at dusk", seed=7, **chosen)
+    assert len(asked) == 1
+    again = settings(files, tmp_path / "a", prompt="A red barn, at dusk", seed=7, **chosen)
+    picture = read_source("prompt", again, VideoSize(9, 64, 96), torch.device("cpu")).rgb
+    assert torch.equal(picture, torch.full((1, 3, 128, 192), 90, dtype=torch.uint8))
+    run(files, tmp_path / "a", prompt="A red barn, at dusk", seed=8, **chosen)
+    assert asked[1:] == [("some/model", "A red barn, at dusk", 128, 192, 8)]
     # Nothing is gained by painting large clips larger than they are.
     large = settings(files, tmp_path / "b", input=None, prompt="A red barn", height=384, width=640)
     read_source("prompt", large, VideoSize(9, 384, 640), torch.device("cpu"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from lyra_ns.cameras import CameraPath
 from lyra_ns.data.exr import write_exr
+from lyra_ns.data.resizing import resize_rgb
 from lyra_ns.data.video_files import VideoSize, video_bytes
 from lyra_ns.generation.depth import choice
 from lyra_ns.generation.depth.choice import load_depth
@@ -21,7 +23,14 @@ from lyra_ns.generation.depth.estimator import PlaneDepth
 from lyra_ns.generation.depth.moge import MoGeDepth
 from lyra_ns.generation.depth.vipe import ViPEClip
 from lyra_ns.generation.image_files import read_image
-from lyra_ns.generation.inputs import SourceFrames, finer_size, image_input, kind_of, read_image_input
+from lyra_ns.generation.inputs import (
+    SourceFrames,
+    finer_size,
+    image_input,
+    kind_of,
+    read_image_input,
+    read_video_input,
+)
 from lyra_ns.generation.scene_depth import ASSUMED_FOV, depth_of_frames
 from lyra_ns.generation.settings import GenerateSettings
 from lyra_ns.generation.video_frames import read_frames
@@ -207,6 +216,25 @@ def test_videos_give_the_frames_asked_for_and_say_which(tmp_path):
     thinned = read_frames(path, 5, fps=12.0)
     assert values(thinned.rgb) == [0, 2, 4, 6, 8]
     assert "taken at 12 of 24 frames/s" in thinned.notes
+
+
+def test_frames_are_resized_as_they_are_read(tmp_path):
+    """What numpy holds stays below the 38 MB of the frames; colours and lens are those of the whole."""
+    coarse = torch.rand(36, 3, 6, 8, generator=torch.Generator().manual_seed(0))
+    rgb = (torch.nn.functional.interpolate(coarse, (600, 640), mode="bilinear") * 255).to(torch.uint8)
+    (tmp_path / "v.mp4").write_bytes(video_bytes(rgb))
+    size, chosen = VideoSize(33, 64, 96), settings(frames_from=3, fov=60.0)
+    tracemalloc.start()
+    read = read_video_input(tmp_path / "v.mp4", chosen, size)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 33e6
+    whole = read_frames(tmp_path / "v.mp4", 33, start=3)
+    assert whole.given_size == read.given_size == (600, 640)
+    assert torch.equal(read.rgb, resize_rgb(whole.rgb, 128, 192))
+    alone = image_input("v", "video", whole.rgb[0], chosen, size)
+    torch.testing.assert_close(read.intrinsics, alone.intrinsics)
+    assert read.notes[1:] == alone.notes
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_a_killed_run_goes_on_with_the_clips_that_are_there(files, whole, tmp_pa
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 200
         while process.poll() is None and time.monotonic() < end:
             if len(list(output.glob("unfinished/*.safetensors"))) == 2:
                 break
@@ -297,8 +297,8 @@ def test_the_cache_is_gone_when_the_gaussians_are_made(files, tmp_path, monkeypa
 
 def test_two_processes_make_the_same_files(files, tmp_path, made):
     """GEN3C on random weights, whose noise must not depend on who makes a clip."""
-    chosen = {"weights": str(files / "weights"), "checkpoint": str(files / "lyra.safetensors"), "steps": 2}
-    chosen |= {"precision": "float32", "depth": "plane"}
+    chosen = {"weights": str(files / "weights"), "checkpoint": str(files / "lyra.safetensors"), "steps": 1}
+    chosen |= {"precision": "float32", "depth": "plane", "num_trajectories": 2}
     run(files, tmp_path / "one", **chosen)
     printed = run(files, tmp_path / "two", num_gpus=2, **chosen)
     assert content(tmp_path / "two") == content(tmp_path / "one")

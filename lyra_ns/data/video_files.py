@@ -43,18 +43,24 @@ def video_size(path: Source) -> VideoSize:
 
 def read_video(path: Source, frames: Sequence[int] | None = None) -> UInt8[Tensor, "L 3 H W"]:
     """Frames of a video, all of them or those at the given ascending positions."""
+    images = np.stack(list(video_images(path, frames)))
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def video_images(path: Source, frames: Sequence[int] | None = None) -> Iterator[np.ndarray]:
+    """Frames of a video, uint8 [H, W, 3], one after the other, so that not all must be held."""
     wanted = None if frames is None else set(frames)
-    images = []
+    num_found = 0
     with _opened(path) as (container, stream):
         for position, frame in enumerate(container.decode(stream)):
             if wanted is None or position in wanted:
-                images.append(frame.to_ndarray(format="rgb24"))
+                num_found += 1
+                yield frame.to_ndarray(format="rgb24")
             if wanted is not None and position >= max(wanted, default=-1):
                 break
-    if not images or (wanted is not None and len(images) != len(wanted)):
+    if not num_found or (wanted is not None and num_found != len(wanted)):
         expected = "at least one frame" if wanted is None else f"frames up to {max(wanted)}"
-        raise ValueError(f"video {path} must have {expected}, found {len(images)} of them: write it again")
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+        raise ValueError(f"video {path} must have {expected}, found {num_found} of them: write it again")
 
 
 def video_bytes(rgb: UInt8[Tensor, "L 3 H W"]) -> bytes:

@@ -28,7 +28,7 @@ def check_num_gpus(num_gpus: int, device: torch.device) -> None:
     """ValueError if there are not so many GPUs; on the CPU every number of processes is possible."""
     if num_gpus == 1 or device.type != "cuda":
         return
-    if device.index is not None:
+    if str(device) != "cuda":
         raise ValueError(
             f"--num-gpus {num_gpus} chooses the GPUs itself, found --device {device}: leave --device out"
         )

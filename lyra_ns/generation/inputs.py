@@ -106,15 +106,21 @@ def image_input(
     focal_share: float | None = None,
 ) -> SourceFrames:
     """A picture that is in memory; `focal_share` is its focal length over its width, where that is known."""
-    return _fitted(name, kind, rgb[None], settings, size, notes, focal_share)
+    given = (rgb.shape[-2], rgb.shape[-1])
+    return _fitted(name, kind, rgb[None], given, settings, size, notes, focal_share)
 
 
 def read_video_input(path: Path, settings: GenerateSettings, size: VideoSize) -> SourceFrames:
     """The frames of a video that a clip needs, or the first of them alone with --first-frame-only."""
     wanted = 1 if settings.first_frame_only else size.num_frames
-    frames = read_frames(path, wanted, settings.frames_from, settings.fps)
-    check_size(frames.rgb.shape[-2], frames.rgb.shape[-1], f"video {path}")
-    return _fitted(path.stem, "video", frames.rgb, settings, size, frames.notes, None)
+
+    def resized(rgb: Tensor) -> Tensor:
+        height, width = rgb.shape[-2:]
+        check_size(height, width, f"video {path}")
+        return resize_rgb(rgb, *finer_size((height, width), size))
+
+    frames = read_frames(path, wanted, settings.frames_from, settings.fps, resized)
+    return _fitted(path.stem, "video", frames.rgb, frames.given_size, settings, size, frames.notes, None)
 
 
 def read_vipe_input(root: Path, settings: GenerateSettings, size: VideoSize) -> SourceFrames:
@@ -137,12 +143,13 @@ def _fitted(
     name: str,
     kind: InputKind,
     rgb: UInt8[Tensor, "S 3 H W"],
+    given: tuple[int, int],
     settings: GenerateSettings,
     size: VideoSize,
     notes: Sequence[str],
     focal_share: float | None,
 ) -> SourceFrames:
-    given = (rgb.shape[-2], rgb.shape[-1])
+    """The frames at the size at which they are kept; `given` is the size before any crop."""
     target = finer_size(given, size)
     intrinsics, origin = _given_intrinsics(settings, given, focal_share)
     if intrinsics is not None:

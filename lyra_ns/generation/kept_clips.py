@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from torch.nn import functional
 from lyra_ns.cameras import CameraPath
 from lyra_ns.data.files import write_whole
 from lyra_ns.generation.depth.choice import is_depth_file
-from lyra_ns.generation.output_folder import UNFINISHED
+from lyra_ns.generation.output_folder import unfinished_folder
 from lyra_ns.generation.scene_plan import ScenePlan
 from lyra_ns.generation.settings import GenerateSettings
 from lyra_ns.generation.teachers.interface import CameraVideoTeacher, TeacherClip, TeacherRequest
@@ -155,9 +154,7 @@ def kept_clips(
         "device": device.type,
     }
     depth = functional.adaptive_avg_pool2d(plan.depth[:, None].float(), DEPTH_CELLS)[:, 0]
-    return KeptClips(
-        Path(os.path.realpath(settings.output)) / UNFINISHED, made_from, depth, settings.overwrite
-    )
+    return KeptClips(unfinished_folder(settings.output), made_from, depth, settings.overwrite)
 
 
 def _plain(value: Any) -> Any:

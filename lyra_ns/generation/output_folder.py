@@ -106,6 +106,11 @@ def _check_place(folder: Path) -> None:
         raise ValueError(f"output {folder} must be in a folder that can be written to, found {place}")
 
 
+def unfinished_folder(output: Path) -> Path:
+    """Where a run keeps what it has made until all is done."""
+    return Path(os.path.realpath(output)) / UNFINISHED
+
+
 @contextmanager
 def whole_folder(output: Path) -> Iterator[Path]:
     """An empty folder beside `output` that takes its place at the end; after an error nothing of it is left.

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import re
+from pathlib import Path
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
 
 from lyra_ns.commands.reconstruct import chosen_trajectories, open_scene, read_inputs
+from lyra_ns.data.files import write_whole
 from lyra_ns.data.video_files import VideoSize
 from lyra_ns.generation.decoder_input import DecoderInput
 from lyra_ns.generation.inputs import (
@@ -19,11 +27,14 @@ from lyra_ns.generation.inputs import (
     read_video_input,
     read_vipe_input,
 )
+from lyra_ns.generation.output_folder import unfinished_folder
 from lyra_ns.generation.settings import GenerateSettings
 from lyra_ns.trajectories import TRAJECTORIES
 
 NAME_LENGTH = 40
 """Letters of a prompt that name its scene."""
+MADE_FROM = "made from"
+"""Text in the file of a painted picture that says what it was painted from."""
 
 
 def read_source(
@@ -73,8 +84,31 @@ def _made_from_prompt(settings: GenerateSettings, size: VideoSize, device: torch
     from lyra_ns.generation.text.to_image import load_text_to_image
 
     assert settings.prompt is not None
-    make = load_text_to_image(settings.text_to_image, device, memory=settings.memory)
     height, width = finer_size((FINER * size.height, FINER * size.width), size)
-    rgb = make(settings.prompt, height, width, settings.seed)
+    made_from = f"{settings.text_to_image} {settings.seed} {height} {width} {settings.prompt}"
+    path = unfinished_folder(settings.output) / "picture.png"
+    rgb = _kept_picture(path, made_from)
+    if rgb is None:
+        make = load_text_to_image(settings.text_to_image, device, memory=settings.memory)
+        rgb = make(settings.prompt, height, width, settings.seed)
+        _keep_picture(path, made_from, rgb)
     name = re.sub(r"\W+", "_", settings.prompt.lower()).strip("_")[:NAME_LENGTH] or "prompt"
     return image_input(name, "prompt", rgb, settings, size, (f"made by {settings.text_to_image}",))
+
+
+def _kept_picture(path: Path, made_from: str) -> UInt8[Tensor, "3 H W"] | None:
+    """The picture that an earlier run has painted, so that the clips which it kept fit; None for another."""
+    if not path.is_file():
+        return None
+    with Image.open(path) as image:
+        if getattr(image, "text", {}).get(MADE_FROM) != made_from:
+            return None
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def _keep_picture(path: Path, made_from: str, rgb: UInt8[Tensor, "3 H W"]) -> None:
+    note = PngInfo()
+    note.add_itxt(MADE_FROM, made_from)
+    buffer = io.BytesIO()
+    Image.fromarray(rgb.permute(1, 2, 0).cpu().numpy()).save(buffer, format="PNG", pnginfo=note)
+    write_whole(path, buffer.getvalue())

@@ -5,15 +5,19 @@ Shape letters: L frames, H W image.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import av
+import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from lyra_ns.data.video_files import read_video, video_size
+from lyra_ns.data.resizing import IMAGES_AT_ONCE
+from lyra_ns.data.video_files import video_images, video_size
 
 SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 """Endings that are taken for videos."""
@@ -28,13 +32,23 @@ class VideoFrames:
     """Frames of a video and what was done to get them."""
 
     rgb: UInt8[Tensor, "L 3 H W"]
-    """Colours, upright."""
+    """Colours, upright, at the size that was asked for."""
+    given_size: tuple[int, int]
+    """Height and width of the upright video."""
     notes: tuple[str, ...]
     """Which frames these are, in words for the user."""
 
 
-def read_frames(path: Path, num_frames: int, start: int = 0, fps: float | None = None) -> VideoFrames:
+def read_frames(
+    path: Path,
+    num_frames: int,
+    start: int = 0,
+    fps: float | None = None,
+    resized: Callable[[Tensor], Tensor] | None = None,
+) -> VideoFrames:
     """`num_frames` frames from frame `start` on: every one, or at `fps` frames per second.
+
+    `resized` makes of a few upright frames [n, 3, H, W] what is to be held: a long video at 4K is too large.
 
     FileNotFoundError; ValueError if the file is damaged or too short, if a rate is asked for that is higher
     than its own, or if its own rate is not known.
@@ -49,10 +63,19 @@ def read_frames(path: Path, num_frames: int, start: int = 0, fps: float | None =
             f"{positions[-1]}, found {found.num_frames} frames: take an earlier --frames-from, fewer "
             "--num-frames, or a longer video"
         )
-    rgb = read_video(path, positions)
-    if turns:
-        rgb = torch.rot90(rgb, turns, (-2, -1)).contiguous()
-    return VideoFrames(rgb, _notes(positions, rate, fps, turns))
+    parts, given_size = [], (0, 0)
+    for part in _upright_parts(path, positions, turns):
+        given_size = (part.shape[-2], part.shape[-1])
+        parts.append(part if resized is None else resized(part))
+    return VideoFrames(torch.cat(parts), given_size, _notes(positions, rate, fps, turns))
+
+
+def _upright_parts(path: Path, positions: list[int], turns: int) -> Iterator[UInt8[Tensor, "n 3 H W"]]:
+    """A few frames at a time."""
+    images = video_images(path, positions)
+    while part := list(islice(images, IMAGES_AT_ONCE)):
+        rgb = torch.from_numpy(np.stack(part)).permute(0, 3, 1, 2)
+        yield torch.rot90(rgb, turns, (-2, -1)).contiguous()
 
 
 def _positions(path: Path, num_frames: int, start: int, fps: float | None, rate: float | None) -> list[int]:
