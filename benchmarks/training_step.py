@@ -238,7 +238,7 @@ def print_table(rows: list[dict[str, Any]], write: Callable[[str], Any] = print)
 def main(
     size: tyro.conf.OmitArgPrefixes[StepSize],
     ways: tuple[Way, ...] = ("fast", "plain"),
-    recompute: Literal["auto", "none", "scans", "all"] = "auto",
+    recompute: Literal["auto", "none", "states", "scans", "all"] = "auto",
     lpips_net: Literal["vgg", "alex"] = "vgg",
     repetitions: int = 2,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",

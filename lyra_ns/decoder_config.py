@@ -59,9 +59,10 @@ class DecoderConfig:
     """Form of the Mamba-2 scan (ssd.py); auto takes the fastest that runs on the device."""
     attention: AttentionName = "auto"
     """Form of the attention on a CUDA device: exact in all forms but fp8, which rounds queries and keys."""
-    recompute: Literal["auto", "none", "scans", "all"] = "auto"
+    recompute: Literal["auto", "none", "states", "scans", "all"] = "auto"
     """What is computed again in the backward pass instead of being kept: nothing, Mamba blocks and
-    perceptrons but never attention (scans), or every block; auto chooses by the size of the card."""
+    perceptrons but neither attention nor the states' results (states), the same with the state scans (scans),
+    or every block; auto chooses by the size of the card."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that do not fit together."""

@@ -3,25 +3,27 @@
 A Mamba block or a perceptron is cheap to run again and expensive to keep; attention is the other way round:
 its cost grows with the square of the number of tokens, its output and log-sum-exp do not. So the middle way,
 "scans", keeps attention and recomputes everything else (performance.md 2: the official training recomputes
-both attention layers while most of the card stays empty).
+both attention layers while most of the card stays empty). Where there is room, "states" keeps what the state
+scans give, too, which only our own kernels can: with other forms of the scan it is the same as "scans".
 
 Shape letters: B scenes, N tokens of all views, E width.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
 from lyra_ns.decoder_blocks import TransformerBlock
 from lyra_ns.decoder_config import DecoderConfig, block_kinds
-from lyra_ns.ssd import ScanName
+from lyra_ns.ssd import ScanName, why_no_fused
 
-RecomputePolicy = Literal["none", "scans", "all"]
+RecomputePolicy = Literal["none", "states", "scans", "all"]
 """What is computed again in the backward pass, from the fastest to the smallest."""
 
 SHARE_FOR_BLOCKS = 0.5
@@ -38,9 +40,11 @@ def run_block(
     """The tokens after `block`; equal values and gradients for every policy."""
     if policy == "none" or not torch.is_grad_enabled():
         return block(tokens)
-    if policy == "scans" and isinstance(block, TransformerBlock):
+    if policy in ("states", "scans") and isinstance(block, TransformerBlock):
         tokens = tokens + block.attn(block.norm1(tokens))
         return _recomputed(_Perceived(block), tokens)
+    if policy == "states" and tokens.is_cuda and not why_no_fused():
+        return _recomputed(block, tokens, keeping_states)
     return _recomputed(block, tokens)
 
 
@@ -54,9 +58,18 @@ class _Perceived:
         return tokens + self._block.mlp(self._block.norm2(tokens))
 
 
-def _recomputed(function: nn.Module | _Perceived, tokens: Tensor) -> Tensor:
+def _recomputed(
+    function: nn.Module | _Perceived, tokens: Tensor, contexts: Callable[[], Any] = noop_context_fn
+) -> Tensor:
     # No random numbers inside: saving their state would only wait for the device.
-    return checkpoint(function, tokens, use_reentrant=False, preserve_rng_state=False)
+    return checkpoint(function, tokens, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+
+
+def keeping_states() -> tuple[Any, Any]:
+    """Contexts of a checkpoint that computes everything again but our state scan."""
+    from lyra_ns.kernels import ssd_training  # noqa: F401  registers the operator
+
+    return create_selective_checkpoint_contexts([torch.ops.lyra_ns.scan_states.default])
 
 
 def choose_policy(
@@ -78,7 +91,9 @@ def policy_for_memory(
     config: DecoderConfig, num_tokens: int, scan: ScanName, memory_bytes: int
 ) -> RecomputePolicy:
     """The fastest policy under which the blocks fill at most their share of `memory_bytes`."""
-    policies: tuple[RecomputePolicy, ...] = ("none", "scans")
+    policies: tuple[RecomputePolicy, ...] = (
+        ("none", "states", "scans") if scan == "fused" else ("none", "scans")
+    )
     for policy in policies:
         if kept_bytes(config, num_tokens, policy, scan) <= SHARE_FOR_BLOCKS * memory_bytes:
             return policy
@@ -96,8 +111,9 @@ def kept_bytes(config: DecoderConfig, num_tokens: int, policy: RecomputePolicy, 
     if policy == "none":
         return num_tokens * sum(whole[kind] for kind in kinds)
     stream = STREAM_BYTES * config.width
-    attention = _attention_bytes(config) + stream if policy == "scans" else 0
-    between = sum(stream + (attention if kind == "T" else 0) for kind in kinds)
+    attention = 0 if policy == "all" else _attention_bytes(config) + stream
+    states = _result_bytes(config) if policy == "states" and scan == "fused" else 0
+    between = sum(stream + (attention if kind == "T" else states) for kind in kinds)
     return num_tokens * (between + max(whole.values()))
 
 
@@ -117,6 +133,11 @@ def _kept_numbers(config: DecoderConfig, kind: str, scan: ScanName) -> int:
 def _attention_bytes(config: DecoderConfig) -> int:
     """Normed tokens, queries, keys, values, the output in two layouts, and a log-sum-exp per head."""
     return 6 * config.width * _number_bytes(config) + 4 * config.num_heads
+
+
+def _result_bytes(config: DecoderConfig) -> int:
+    """What the state scans of both directions give."""
+    return 2 * config.inner_width * _number_bytes(config)
 
 
 def _scan_bytes(config: DecoderConfig, scan: ScanName) -> int:

@@ -30,7 +30,7 @@ from lyra_ns.memory_estimate import (
 )
 from lyra_ns.memory_limits import available_bytes, explaining_exhaustion, too_large
 from lyra_ns.ssd import why_no_mamba_ssm
-from lyra_ns.ssd_bidirectional import FORWARD_KERNEL_STATES
+from lyra_ns.ssd_bidirectional import KERNEL_STATES
 from lyra_ns.stage_meter import StageMeter
 
 MemoryWay = Literal["auto", "whole", "chunked"]
@@ -100,7 +100,7 @@ class Reconstructor:
             return form
         is_low_precision = config.parity or self.decoder.uses_autocast(self.device.type)
         is_hopper = torch.cuda.get_device_capability(self.device)[0] == 9
-        has_tiles = config.head_dim == 64 and config.state_size in FORWARD_KERNEL_STATES
+        has_tiles = config.head_dim == 64 and config.state_size in KERNEL_STATES
         if is_low_precision and is_hopper and has_tiles:
             return "fused"
         return "fused_in_torch" if why_no_mamba_ssm() else "fused_in_mamba_ssm"

@@ -23,8 +23,8 @@ from torch.nn import functional
 from lyra_ns.ssd import KERNEL_CHUNK, ScanWeights, why_no_mamba_ssm
 from lyra_ns.ssd_states import chunked_states
 
-FORWARD_KERNEL_STATES = (64, 128, 256)
-"""State sizes for which our forward state scan has tiles that fit a Hopper card."""
+KERNEL_STATES = (64, 128, 256)
+"""State sizes for which our state scan has tiles that fit a Hopper card."""
 
 
 class DirectedTokens(NamedTuple):
@@ -146,26 +146,18 @@ def scan_states_in_kernels(
     skip: Float[Tensor, " heads"],
     step_bias: Float[Tensor, " heads"],
 ) -> Float[Tensor, "B N heads P"]:
-    """As `scan_states_in_torch`: our kernels where they suit, with gradient before mamba-ssm's backward ones.
+    """As `scan_states_in_torch`: our kernels where they suit.
 
-    Elsewhere all of mamba-ssm's, and with gradient torch where that is missing.
+    Elsewhere mamba-ssm's, and torch where that is missing.
     """
-    inputs = (x, step, write, read)
     decay, skip, step_bias = decay.float(), skip.float(), step_bias.float()
-    needs_gradient = torch.is_grad_enabled() and any(
-        tensor.requires_grad for tensor in (*inputs, decay, skip, step_bias)
-    )
-    suited = suits_forward_kernels(x, write)
-    if suited and not needs_gradient:
-        from lyra_ns.kernels.ssd_forward import ssd_forward
-
-        return ssd_forward(*inputs, decay, skip, step_bias)
-    if why_no_mamba_ssm():
-        return scan_states_in_torch(*inputs, decay, skip, step_bias)
-    if suited:
+    inputs = (x, step, write, read, decay, skip, step_bias)
+    if suits_scan_kernels(x, write):
         from lyra_ns.kernels.ssd_training import scan_with_gradient
 
-        return scan_with_gradient(*inputs, decay, skip, step_bias)
+        return scan_with_gradient(*inputs)
+    if why_no_mamba_ssm():
+        return scan_states_in_torch(*inputs)
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
     return mamba_chunk_scan_combined(
@@ -173,13 +165,13 @@ def scan_states_in_kernels(
     )
 
 
-def suits_forward_kernels(x: Float[Tensor, "B N heads P"], write: Float[Tensor, "B N groups S"]) -> bool:
-    """Whether the forward state scan has kernels of our own for these sizes on this card."""
+def suits_scan_kernels(x: Float[Tensor, "B N heads P"], write: Float[Tensor, "B N groups S"]) -> bool:
+    """Whether the state scan has kernels of our own for these sizes on this card."""
     heads_per_group = x.shape[2] // write.shape[2]
     return (
         x.dtype in (torch.bfloat16, torch.float16)
         and x.shape[3] == 64
-        and write.shape[3] in FORWARD_KERNEL_STATES
+        and write.shape[3] in KERNEL_STATES
         and heads_per_group & (heads_per_group - 1) == 0
         and torch.cuda.get_device_capability(x.device)[0] == 9
     )

@@ -106,7 +106,7 @@ def compare_added_norm(norm: nn.RMSNorm | nn.LayerNorm, has_update: bool) -> Err
 def pretend_to_be_on_a_gpu() -> None:
     """The choice of the form knows that kernels need a CUDA device; the interpreter does not."""
     ScanBackend.form_on = lambda backend, device: backend.on_cpu
-    ssd_bidirectional.suits_forward_kernels = lambda x, write: False
+    ssd_bidirectional.suits_scan_kernels = lambda x, write: False
 
 
 def compare_chain() -> Errors:

@@ -201,6 +201,7 @@ def test_walk_fits_hopper(tmp_path: Path) -> None:
         "BLOCK_STATE": tiles.block_state,
         "BLOCK_TOKENS": tiles.block_tokens,
         "EXACT": tiles.exact_updates,
+        "REVERSED": False,
         "STAGES": tiles.walk_stages,
     }
     kernel = compiled(kernels.walk_segments, tensors, constants, tiles.walk_warps)

@@ -82,7 +82,7 @@ def ssd_forward(
     mamba-ssm with D, dt_bias and dt_softplus. `x`, `write` and `read` may be views into wider rows, as long
     as the heads (groups) of a token lie side by side. Sequences of a batch run one after the other.
     """
-    _check_inputs(x, step, write, read)
+    check_inputs(x, step, write, read)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     with torch.cuda.device_of(x):
         for item in range(x.shape[0] if x.shape[1] else 0):
@@ -91,7 +91,7 @@ def ssd_forward(
     return y
 
 
-def _check_inputs(x: Tensor, step: Tensor, write: Tensor, read: Tensor) -> None:
+def check_inputs(x: Tensor, step: Tensor, write: Tensor, read: Tensor) -> None:
     """ValueError for what the kernels cannot read; float32 is for Triton's interpreter alone."""
     if not x.is_cuda and isinstance(read_out, triton.JITFunction):
         raise ValueError(f"the kernels need CUDA tensors, found {x.device}: take lyra_ns.ssd_states there")
@@ -163,17 +163,18 @@ def accumulate(
 
 
 def walk(
-    x: Tensor, write: Tensor, elapsed: Tensor, left: Tensor, tiles: ScanTiles
+    x: Tensor, write: Tensor, elapsed: Tensor, left: Tensor, tiles: ScanTiles, is_reversed: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """States before every chunk and at the end of every segment, both from zero at its start.
 
     Before: [chunk, H, P, S] in the dtype of `x` and the logarithm of how far the start of the segment has
-    faded, [chunk, H]. At the end: [segment, H, P, S] and [segment, H], float32.
+    faded, [chunk, H]. At the end: [segment, H, P, S] and [segment, H], float32. `is_reversed` walks from the
+    last chunk to the first, with chunks of one block and `left` seen from the start of each.
     """
     num_heads, channels = x.shape[1:]
     num_groups, state = write.shape[1:]
     num_chunks = elapsed.shape[1] // tiles.chunk
-    chunks_per_segment = _chunks_per_segment(num_chunks, tiles)
+    chunks_per_segment = chunks_per_segment_of(num_chunks, tiles)
     num_segments = triton.cdiv(num_chunks, chunks_per_segment)
     heads = gcd(tiles.walk_heads, num_heads // num_groups)
     block_state = min(tiles.block_state, state)
@@ -182,9 +183,9 @@ def walk(
     last_state = elapsed.new_empty(num_segments, num_heads, channels, state)
     last_faded = elapsed.new_empty(num_segments, num_heads)
     walk_segments[(num_heads // heads * (state // block_state), num_segments)](
-        _tiles_of(x.flatten(1), tiles.block_tokens, heads * channels),
-        _tiles_of(write.flatten(1), tiles.block_tokens, block_state),
-        _tiles_of(before.flatten(0, 2), heads * channels, block_state),
+        tiles_of(x.flatten(1), tiles.block_tokens, heads * channels),
+        tiles_of(write.flatten(1), tiles.block_tokens, block_state),
+        tiles_of(before.flatten(0, 2), heads * channels, block_state),
         elapsed,
         left,
         since_start,
@@ -203,6 +204,7 @@ def walk(
         BLOCK_STATE=block_state,
         BLOCK_TOKENS=tiles.block_tokens,
         EXACT=tiles.exact_updates,
+        REVERSED=is_reversed,
         STAGES=tiles.walk_stages,
         num_warps=tiles.walk_warps,
     )
@@ -248,18 +250,18 @@ def read_states(
     num_chunks, rows = before.shape[0], tiles.block_rows
     heads = gcd(tiles.read_heads, num_heads // num_groups)
     read_out[(num_chunks * (tiles.chunk // rows), num_heads // heads)](
-        _tiles_of(x.flatten(1), rows, channels),
-        _tiles_of(write.flatten(1), rows, state),
-        _tiles_of(read.flatten(1), rows, state),
-        _tiles_of(before.flatten(0, 2), channels, state),
-        _tiles_of(at_start.flatten(0, 2), channels, state),
-        _tiles_of(y.flatten(1), rows, channels),
+        tiles_of(x.flatten(1), rows, channels),
+        tiles_of(write.flatten(1), rows, state),
+        tiles_of(read.flatten(1), rows, state),
+        tiles_of(before.flatten(0, 2), channels, state),
+        tiles_of(at_start.flatten(0, 2), channels, state),
+        tiles_of(y.flatten(1), rows, channels),
         elapsed,
         length,
         left,
         since_start,
         skip,
-        _chunks_per_segment(num_chunks, tiles),
+        chunks_per_segment_of(num_chunks, tiles),
         elapsed.shape[1],
         NUM_HEADS=num_heads,
         HEADS_PER_GROUP=num_heads // num_groups,
@@ -273,11 +275,11 @@ def read_states(
     )
 
 
-def _chunks_per_segment(num_chunks: int, tiles: ScanTiles) -> int:
+def chunks_per_segment_of(num_chunks: int, tiles: ScanTiles) -> int:
     """Chunks of every segment but the last, which may be shorter."""
     return triton.cdiv(num_chunks, min(tiles.num_segments, num_chunks))
 
 
-def _tiles_of(rows: Tensor, *block: int) -> Any:
+def tiles_of(rows: Tensor, *block: int) -> Any:
     """Descriptor of a matrix for the copy engine."""
     return TensorDescriptor.from_tensor(rows, list(block))

@@ -93,6 +93,7 @@ def walk_segments(
     BLOCK_STATE: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     EXACT: tl.constexpr,
+    REVERSED: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """Carry the states of HEADS heads through one segment, from zero, in float32 accumulators.
@@ -100,7 +101,8 @@ def walk_segments(
     Writes the state before every chunk (`before_tiles` [chunk H P, S]), how much a state from the start of
     the segment has faded by then (`since_start` [chunk, H]), and both at the end of the segment
     (`last_state` [segment H P, S], `last_faded` [segment, H]). EXACT adds a second product with what the
-    faded tokens lose when they are rounded to the type of the tokens.
+    faded tokens lose when they are rounded to the type of the tokens. REVERSED walks from the last chunk to
+    the first: "before" a chunk is then behind it, and `left` what the start of its block sees of a token.
     """
     state_blocks: tl.constexpr = STATE // BLOCK_STATE
     steps_per_chunk: tl.constexpr = CHUNK // BLOCK_TOKENS
@@ -118,6 +120,9 @@ def walk_segments(
     faded = tl.zeros((HEADS * CHANNELS,), tl.float32)
     for block in tl.range(first_chunk * steps_per_chunk, end_chunk * steps_per_chunk, num_stages=STAGES):
         chunk = block // steps_per_chunk
+        if REVERSED:
+            chunk = num_chunks - 1 - chunk
+        first_token = chunk * CHUNK + block % steps_per_chunk * BLOCK_TOKENS
         last_token = chunk * CHUNK + CHUNK - 1
         if block % steps_per_chunk == 0:
             before_tiles.store(
@@ -129,14 +134,14 @@ def walk_segments(
                 of_chunk += tl.load(elapsed + row_heads * padded_tokens + last_token - BLOCK_ROWS)
             state *= tl.exp2(of_chunk)[:, None]
             faded += of_chunk
-        x = x_tiles.load([block * BLOCK_TOKENS, first_head * CHANNELS])
-        write = write_tiles.load([block * BLOCK_TOKENS, write_column])
+        x = x_tiles.load([first_token, first_head * CHANNELS])
+        write = write_tiles.load([first_token, write_column])
         # What the end of the chunk sees of every row's tokens; a second block fades the first.
         is_earlier = block % steps_per_chunk < steps_per_chunk - BLOCK_ROWS // BLOCK_TOKENS
         of_row = tl.zeros((HEADS * CHANNELS, BLOCK_TOKENS), tl.float32)
         for index in tl.static_range(HEADS):
             head_start = (first_head + index) * padded_tokens
-            of_head = tl.load(left + head_start + block * BLOCK_TOKENS + tokens)
+            of_head = tl.load(left + head_start + first_token + tokens)
             if CHUNK != BLOCK_ROWS:
                 until_end = tl.load(elapsed + head_start + last_token)
                 of_head *= tl.where(is_earlier, tl.exp2(until_end), 1.0)

@@ -109,7 +109,7 @@ def gradients(decoder: LatentGaussianDecoder) -> list[Tensor]:
     return [p.grad.clone() for p in decoder.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize("recompute", ["none", "scans", "all"])
+@pytest.mark.parametrize("recompute", ["none", "states", "scans", "all"])
 def test_graphs_give_the_same_training_step(recompute: str) -> None:
     """Loss and gradients through graphs, over two shapes, changed inputs and changed weights."""
     decoder = make_decoder(recompute=recompute)

@@ -17,7 +17,7 @@ from lyra_ns.kernels.convolution import convolve_both_directions
 from lyra_ns.kernels.gated_norm import gated_norm_sum
 from lyra_ns.kernels.residual_norm import branch_norm
 from lyra_ns.ssd import ScanBackend, ScanWeights, choose_scan_backend, describe_scan_backend
-from lyra_ns.ssd_bidirectional import convolve_in_torch, join_in_torch, suits_forward_kernels
+from lyra_ns.ssd_bidirectional import convolve_in_torch, join_in_torch, suits_scan_kernels
 
 pytestmark = pytest.mark.gpu
 
@@ -92,7 +92,7 @@ def test_inference_equals_plain(sizes: tuple[int, int]) -> None:
     projected, weights = make_case(2, 1500, sizes)
     half = projected.bfloat16()
     x = half.new_empty(1, 1, 2 * sizes[0], 64)
-    if not suits_forward_kernels(x, half.new_empty(1, 1, 2, sizes[1])):
+    if not suits_scan_kernels(x, half.new_empty(1, 1, 2, sizes[1])):
         pytest.skip("our state scan has kernels for Hopper cards alone")
     with torch.no_grad():
         found = choose_scan_backend("fused").both_directions(half, *weights)
