@@ -16,6 +16,7 @@ from lyra_ns.cameras import CameraPath
 from lyra_ns.data.exr import write_exr
 from lyra_ns.data.resizing import resize_rgb
 from lyra_ns.data.video_files import VideoSize, video_bytes
+from lyra_ns.generation import inputs
 from lyra_ns.generation.depth import choice
 from lyra_ns.generation.depth.choice import load_depth
 from lyra_ns.generation.depth.depth_file import read_depth_file
@@ -218,17 +219,26 @@ def test_videos_give_the_frames_asked_for_and_say_which(tmp_path):
     assert "taken at 12 of 24 frames/s" in thinned.notes
 
 
-def test_frames_are_resized_as_they_are_read(tmp_path):
+def test_frames_are_resized_as_they_are_read(tmp_path, monkeypatch):
     """What numpy holds stays below the 38 MB of the frames; colours and lens are those of the whole."""
     coarse = torch.rand(36, 3, 6, 8, generator=torch.Generator().manual_seed(0))
     rgb = (torch.nn.functional.interpolate(coarse, (600, 640), mode="bilinear") * 255).to(torch.uint8)
     (tmp_path / "v.mp4").write_bytes(video_bytes(rgb))
+    held = []
+
+    def counted(rgb, height, width):
+        held.append(len(rgb) if tuple(rgb.shape[-2:]) != (height, width) else 0)
+        return resize_rgb(rgb, height, width)
+
+    monkeypatch.setattr(inputs, "resize_rgb", counted)
     size, chosen = VideoSize(33, 64, 96), settings(frames_from=3, fov=60.0)
     tracemalloc.start()
     read = read_video_input(tmp_path / "v.mp4", chosen, size)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 33e6
+    assert max(held) == 8
+    assert sum(held) == 33
     whole = read_frames(tmp_path / "v.mp4", 33, start=3)
     assert whole.given_size == read.given_size == (600, 640)
     assert torch.equal(read.rgb, resize_rgb(whole.rgb, 128, 192))

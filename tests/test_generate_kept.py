@@ -162,7 +162,7 @@ from lyra_ns import cli
 from lyra_ns.generation.teachers.warp import WarpTeacher
 clip = WarpTeacher._clip
 def slow(self, request):
-    time.sleep(60 if request.trajectory == 1 else 0)
+    time.sleep(1000 if request.trajectory == 1 else 0)
     return clip(self, request)
 WarpTeacher._clip = slow
 cli.main()
