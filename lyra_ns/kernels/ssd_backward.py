@@ -2,12 +2,12 @@
 
 The states before every chunk are walked once more, the gradients of the states behind every chunk by the
 same kernel from the end; nothing of the forward pass is kept but its inputs. For each chunk two states in the
-type of the tokens go through memory. The kernels and their notation are in ssd_backward_kernels.py.
+type of the tokens go through memory. The kernels and their notation are in ssd_backward_kernels.py and
+ssd_fading_kernels.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -15,16 +15,10 @@ import triton
 from jaxtyping import Float
 from torch import Tensor
 
-from lyra_ns.kernels.ssd_backward_kernels import (
-    meet,
-    product_gradients,
-    step_gradients,
-    sum_over_heads,
-    written_gradients,
-)
+from lyra_ns.kernels.ssd_backward_kernels import product_gradients, sum_over_heads, written_gradients
+from lyra_ns.kernels.ssd_backward_tiles import HOPPER_BACKWARD_TILES, BackwardTiles
+from lyra_ns.kernels.ssd_fading_kernels import meet, step_gradients
 from lyra_ns.kernels.ssd_forward import (
-    HOPPER_TILES,
-    ScanTiles,
     accumulate,
     check_inputs,
     chunks_per_segment_of,
@@ -32,39 +26,6 @@ from lyra_ns.kernels.ssd_forward import (
     tiles_of,
     walk,
 )
-
-
-@dataclass(frozen=True)
-class BackwardTiles:
-    """How the kernels cut their work; the result depends on it by rounding only."""
-
-    walk: ScanTiles = field(default_factory=lambda: HOPPER_TILES)
-    """The walks along states and their gradients; chunks of one block."""
-    written_warps: int = 8
-    """Warps of a program that computes gradients of x."""
-    written_stages: int = 2
-    """Heads in flight there."""
-    product_warps: int = 4
-    """Warps of a program that takes a quarter of the pairs of a chunk."""
-    product_stages: int = 3
-    """Heads in flight there."""
-    sum_state: int = 128
-    """State columns for which one program sums over heads."""
-    sum_warps: int = 8
-    """Warps of that program."""
-    sum_stages: int = 3
-    """Heads in flight there."""
-
-    def __post_init__(self) -> None:
-        if self.walk.chunk != self.walk.block_rows:
-            raise ValueError(
-                f"a chunk must be one block of rows, found chunk {self.walk.chunk} and block_rows "
-                f"{self.walk.block_rows}: change one"
-            )
-
-
-HOPPER_BACKWARD_TILES = BackwardTiles()
-"""For 16-bit tokens, 64 channels and 256 states on an H100 or H200."""
 
 
 class ScanGradients(NamedTuple):

@@ -32,8 +32,10 @@ def scan_with_gradient(
     return torch.ops.lyra_ns.scan_states(x, step, write, read, decay, skip, step_bias)
 
 
-def _forward(*inputs: Tensor) -> Tensor:
-    return ssd_forward(*inputs)
+def _forward(
+    x: Tensor, step: Tensor, write: Tensor, read: Tensor, decay: Tensor, skip: Tensor, step_bias: Tensor
+) -> Tensor:
+    return ssd_forward(x, step, write, read, decay, skip, step_bias)
 
 
 def _keep_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
