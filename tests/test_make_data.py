@@ -7,6 +7,7 @@ import json
 import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,6 +73,45 @@ def test_pictures_become_a_data_set(pictures: Path, tmp_path: Path) -> None:
     assert abs(float(path[-1, 2, 3]) - record["path"]["distance"] * 8 / 9) < 1e-5
     assert (clip.depth() > 0).float().mean() > 0.8
     assert deviation(clip.latents(), clip.rgb()) < 0.15 < deviation(clip.latents(), clip.rgb().flip(0))
+
+
+def test_teachers_are_told_what_the_record_says(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scene's own prompt, or else that of the settings, and noise that follows from scene and path."""
+    generate, told = WarpTeacher.generate, []
+
+    def noted(self: WarpTeacher, requests: list[TeacherRequest]) -> list[TeacherClip]:
+        told.extend({"prompt": each.prompt, "noise_seed": each.seed} for each in requests)
+        return generate(self, requests)
+
+    monkeypatch.setattr(WarpTeacher, "generate", noted)
+    (pictures / "scene1.txt").write_text("a hall")
+    root = tmp_path / "out"
+    make_data(pictures, root, replace(SETTINGS, prompt="a place"), ON_CPU)
+    written = [json.loads(path.read_text()) for path in root.rglob("meta/*.json")]
+    records = sorted(written, key=lambda record: (record["scene"], record["trajectory"]))
+    assert [{key: record[key] for key in ("prompt", "noise_seed")} for record in records] == told
+    assert [each["prompt"] for each in told] == ["a place"] * 2 + ["a hall"] * 2 + ["a place"] * 2
+    assert len({each["noise_seed"] for each in told}) == 6
+
+
+def test_a_source_that_changes_during_a_run_is_not_made(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clips would not follow from what plan and record say of it."""
+    plan = run.extended_plan
+
+    def changed_after(*arguments: Any) -> Any:
+        planned = plan(*arguments)
+        save_picture(pictures / "scene1.png", 9)
+        return planned
+
+    monkeypatch.setattr(run, "extended_plan", changed_after)
+    report = make_data(pictures, tmp_path / "out", SETTINGS, ON_CPU)
+    assert list(report.failures) == ["scene1"]
+    assert "it changed meanwhile" in report.failures["scene1"].message
+    assert (report.num_made, report.num_scenes) == (4, 2)
 
 
 def test_official_pickles_on_request(pictures: Path, tmp_path: Path) -> None:
@@ -342,12 +382,19 @@ def test_a_refused_run_leaves_what_others_made(pictures: Path, tmp_path: Path) -
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
 
 
-def test_a_run_that_made_nothing_but_failures_keeps_its_plan(tmp_path: Path) -> None:
+def test_a_run_that_made_nothing_but_failures_keeps_its_plan(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They are listed by the names of the plan."""
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(WarpTeacher, "generate", full)
     root = tmp_path / "out"
-    assert list(make_data(tmp_path / "in", root, SETTINGS, ON_CPU).failures) == ["bad"]
+    (pictures / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="No space left"):
+        make_data(pictures, root, SETTINGS, ON_CPU)
     assert (root / "plan.json").exists()
     assert json.loads((root / "failures.json").read_text())["failures"][0]["scene"] == "bad"
 

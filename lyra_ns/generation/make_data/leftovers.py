@@ -75,11 +75,10 @@ def sweep_up(root: Path) -> None:
 def no_trace_if_refused(root: Path) -> Iterator[None]:
     """Removes the plan and the folders that the block wrote if it fails before anything was made."""
     new_folders = [folder for folder in (root, *root.parents) if not folder.exists()]
-    was_planned = (root / PLAN_NAME).exists()
     try:
         yield
     except BaseException:
-        if not was_planned and is_unused(root) and not others_at_work(root):
+        if is_unused(root) and not others_at_work(root):
             (root / PLAN_NAME).unlink(missing_ok=True)
         with suppress(OSError):  # From the first one on that holds something they stay.
             for folder in new_folders:

@@ -223,13 +223,12 @@ def _named(found: Iterable[FoundScene], planned: dict[str, PlannedScene]) -> dic
     known = {scene.digest for scene in planned.values()}
     left = [scene for scene in found if scene.digest not in known]
     named: dict[str, FoundScene] = {}
-    for num_digits in (0, SHORT_DIGEST, DIGEST_DIGITS):
+    for num_digits in (0, SHORT_DIGEST):
         names = [_with_digest(scene, num_digits) for scene in left]
         counts = Counter(name.casefold() for name in (*planned, *named, *names))
         has_name = [counts[name.casefold()] == 1 for name in names]
         named |= {name: scene for name, scene, has in zip(names, left, has_name, strict=True) if has}
         left = [scene for scene, has in zip(left, has_name, strict=True) if not has]
-    # Name and content twice, in data sets whose scenes differ in what `_cleaned` replaces.
     return named | {_with_digest(scene, DIGEST_DIGITS): scene for scene in left}
 
 
