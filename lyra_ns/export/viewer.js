@@ -49,7 +49,7 @@ function start() {
     const isMoving = camera.step(seconds);
     const view = camera.view();
     splats.sortFor(view);
-    splats.draw(view, camera.intrinsics(canvas.width, canvas.height));
+    splats.draw(view, camera.intrinsics(canvas.width, canvas.height), camera.enlargement(canvas.width, canvas.height));
     if (splats.sortedRow && !splats.sorting && !window.lyra.ready) {
       window.lyra.ready = true;
       canvas.classList.add("shown");

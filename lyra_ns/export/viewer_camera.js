@@ -83,10 +83,15 @@ class OrbitCamera {
     return { rotation: inverse, translation: [-turned[0], -turned[1], this.now.distance - turned[2]] };
   }
 
-  // fx, fy, cx, cy in pixels of the canvas; the reference image is shown whole.
+  // Pixels of the canvas for each pixel of the reference image, which is shown whole.
+  enlargement(width, height) {
+    return Math.min(width / this.scene.width, height / this.scene.height);
+  }
+
+  // fx, fy, cx, cy in pixels of the canvas.
   intrinsics(width, height) {
     const { intrinsics, width: imageWidth, height: imageHeight } = this.scene;
-    const scale = Math.min(width / imageWidth, height / imageHeight);
+    const scale = this.enlargement(width, height);
     const [fx, fy, cx, cy] = intrinsics;
     return [
       fx * scale, fy * scale,

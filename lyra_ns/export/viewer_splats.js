@@ -1,6 +1,9 @@
 // The splats: a texture of packed Gaussians, drawn back to front as quads that cover their projection.
 
 const TEXTURE_WIDTH = 2048; // texels; a Gaussian takes two
+// Square pixels by which renderers widen splats on the image. Scenes are made for it at their own size: in a larger
+// view it grows along, or thin splats would show as strokes with gaps between them.
+const BLUR = 0.3;
 
 const VERTEX_SHADER = `#version 300 es
 precision highp float;
@@ -12,6 +15,7 @@ uniform vec3 translation;
 uniform vec4 intrinsics;
 uniform vec2 viewport;
 uniform vec2 logScale; // smallest, step
+uniform float blur; // square pixels that every splat is widened by on the image
 uniform bool alongRay;
 in uint index;
 flat out vec4 colour;
@@ -45,14 +49,14 @@ vec3 projectedCovariance(vec3 p, mat3 axes, vec3 scale) {
   mat3 rows = transpose(axes); // rows[k]: how much each axis, by its scale, points along x, y, z
   vec3 x = (rows[0] - slope.x * rows[2]) * scale * focal.x / p.z;
   vec3 y = (rows[1] - slope.y * rows[2]) * scale * focal.y / p.z;
-  return vec3(dot(x, x) + 0.3, dot(x, y), dot(y, y) + 0.3);
+  return vec3(dot(x, x) + blur, dot(x, y), dot(y, y) + blur);
 }
 
 // A pixel sees exp(-|miss|^2 / (2 |path|^2)), both vectors linear in the pixel's offset from the centre.
-// On the image: the projected covariance, widened by 0.3 square pixels.
+// On the image: the projected covariance, widened by the blur.
 void respondOnImage(vec3 covariance) {
   float determinant = covariance.x * covariance.z - covariance.y * covariance.y;
-  float a = sqrt(covariance.z / max(determinant, 0.09));
+  float a = sqrt(covariance.z / max(determinant, blur * blur));
   missByX = vec3(a, 0.0, 0.0);
   missByY = vec3(-a * covariance.y / covariance.z, inversesqrt(covariance.z), 0.0);
   path = vec3(1.0, 0.0, 0.0);
@@ -166,7 +170,7 @@ class SplatRenderer {
     this.visible = 0;
     this.program = this.link();
     this.uniforms = Object.fromEntries(
-      ["worldToCamera", "translation", "intrinsics", "viewport", "logScale", "alongRay"].map(
+      ["worldToCamera", "translation", "intrinsics", "viewport", "logScale", "blur", "alongRay"].map(
         (name) => [name, gl.getUniformLocation(this.program, name)]));
     this.uploadTexture(words);
     this.order = gl.createBuffer();
@@ -233,7 +237,8 @@ class SplatRenderer {
     this.worker.postMessage({ row });
   }
 
-  draw({ rotation: rows, translation }, intrinsics) {
+  // `scale`: pixels of the canvas for each pixel of the image that the scene was made for.
+  draw({ rotation: rows, translation }, intrinsics, scale) {
     const { gl, uniforms } = this;
     const { width, height } = gl.canvas;
     gl.viewport(0, 0, width, height);
@@ -242,6 +247,7 @@ class SplatRenderer {
     gl.uniform3fv(uniforms.translation, translation);
     gl.uniform4fv(uniforms.intrinsics, intrinsics);
     gl.uniform2f(uniforms.viewport, width, height);
+    gl.uniform1f(uniforms.blur, BLUR * Math.max(1, scale) ** 2);
     gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, this.visible);
   }
 }

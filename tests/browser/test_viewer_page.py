@@ -150,3 +150,26 @@ def test_a_browser_without_webgl_is_told_so(page: Page, tmp_path: Path) -> None:
     page.wait_for_function("window.lyra.error")
     assert "WebGL 2" in page.locator("#problem").inner_text()
     assert page.evaluate("window.lyra.ready") is False
+
+
+@pytest.mark.parametrize("response", ["ray3d", "ewa"])
+def test_a_large_window_shows_the_same_picture_enlarged(
+    page: Page, tmp_path: Path, response: Response
+) -> None:
+    """Splats that are widened for their image's own size leave no gaps in a view of three times that size."""
+    save_html(balls(), tmp_path / "scene.html", camera(), response=response)
+    page.set_viewport_size({"width": 3 * WIDTH, "height": 3 * HEIGHT})
+    open_scene(page, tmp_path / "scene.html")
+    large = screenshot(page)
+    assert large.shape == (3 * HEIGHT, 3 * WIDTH, 3)
+    same_size = large.reshape(HEIGHT, 3, WIDTH, 3, 3).mean((1, 3))
+    assert psnr(same_size, rendered(response)) >= 42
+
+
+def test_the_whole_caption_is_readable_on_a_phone(page: Page, tmp_path: Path) -> None:
+    save_html(balls(), tmp_path / "scene.html", camera(), title="a_photograph_of_mine")
+    page.set_viewport_size({"width": 360, "height": 640})
+    open_scene(page, tmp_path / "scene.html")
+    footer = page.locator("footer").evaluate("it => [it.scrollWidth - it.clientWidth, it.clientHeight]")
+    assert footer[0] <= 0, "nothing is cut off"
+    assert footer[1] < 100
