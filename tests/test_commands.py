@@ -201,6 +201,13 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, monkeypatch):
 
 def test_shipped_decoder_is_the_network_of_lyra_tiny():
     assert load_any_decoder("shipped").config == decoder_config_of("lyra-tiny")
+    assert load_any_decoder("shipped", "lyra-tiny").config == decoder_config_of("lyra-tiny")
+
+
+@pytest.mark.parametrize("config", ["lyra", "lyra-dynamic"])
+def test_no_other_network_is_read_from_the_shipped_file(config):
+    with pytest.raises(ValueError, match=f"ships is one of lyra-tiny, found --config {config}: give its"):
+        load_any_decoder("shipped", config)
 
 
 def test_our_files_bring_their_configuration(checkpoint):
@@ -223,6 +230,11 @@ def test_device_is_what_is_there():
         assert chosen_device("auto").type == "cpu"
         with pytest.raises(ValueError, match="give cpu"):
             chosen_device("cuda")
+
+
+def test_a_device_that_does_not_exist_is_refused_with_one_sentence():
+    with pytest.raises(ValueError, match="expected auto, cpu or cuda as --device, found 'tpu'"):
+        chosen_device("tpu")
 
 
 def test_arguments_of_the_command_line():

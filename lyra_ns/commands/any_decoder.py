@@ -50,6 +50,11 @@ def load_any_decoder(
     """
     given = None if config is None else decoder_config_of(config)
     if str(checkpoint) == "shipped":
+        if config not in (None, "lyra-tiny"):
+            raise ValueError(
+                f"the decoder that ships is one of lyra-tiny, found --config {config}: give its weights as "
+                "--checkpoint, or leave --config out"
+            )
         with as_file(files("lyra_ns.weights") / SHIPPED_DECODER) as path:
             return load_decoder(path, given)
     path = Path(checkpoint).expanduser()

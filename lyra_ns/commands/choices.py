@@ -62,11 +62,14 @@ class DecoderChoice:
 
 
 def chosen_device(name: str) -> torch.device:
-    """The device called `name`, where auto is CUDA if there is any."""
+    """The device called `name`, where auto is CUDA if there is any; ValueError if it is none or not here."""
     import torch
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("device cuda was asked for, but this machine has none that torch can use: give cpu")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"expected auto, cpu or cuda as --device, found {name!r}") from error
