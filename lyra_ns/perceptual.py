@@ -26,8 +26,14 @@ LPIPS_EPSILON = 1e-10
 """Added to a feature's length before dividing by it, as in the `lpips` package."""
 PIXELS_AT_ONCE = 2**22
 """Pixels that go through the trunk at once unless told otherwise: 4 images of 704 x 1280 fill a GPU."""
-BYTES_PER_PIXEL = {"vgg": 2500, "alex": 600}
-"""What the trunk and the comparison of its features need at most for each pixel, gradient included."""
+BYTES_PER_PIXEL = {"vgg": 1200, "alex": 600}
+"""What a pixel needs at most as training on a card runs the trunk (in bfloat16), gradient included.
+
+VGG has 270 numbers of a predicted pixel behind its ReLUs, all kept for the way back, and 122 of a target's
+pixel in its five features: 784 bytes. The rest is left to cuDNN.
+"""
+AUTOGRAD_BYTES_PER_PIXEL = {"vgg": 2500, "alex": 600}
+"""The same where autograd runs the trunk; float32 takes twice that."""
 SHARE_OF_FREE_MEMORY = 0.5
 """Part of a card's free memory that one part of the images may take."""
 SMALLEST_SIDE = 32
@@ -91,33 +97,62 @@ class PerceptualDistance:
         if next(self.network.parameters()).device != predicted.device:
             self.to(predicted.device)
         at_once = self.images_at_once or self._images_that_fit(predicted)
+        distance, distance_and_gradient = self._ways(predicted.device)
         if predicted.requires_grad and torch.is_grad_enabled():
-            return _DistanceWithGradient.apply(predicted, target, self._distance, at_once)
+            return _DistanceWithGradient.apply(predicted, target, distance_and_gradient, at_once)
         parts = zip(predicted.split(at_once), target.split(at_once), strict=True)
-        return torch.cat([self._distance(*part) for part in parts])
+        return torch.cat([distance(*part) for part in parts])
+
+    def _ways(
+        self, device: torch.device
+    ) -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor]]]:
+        """How the distance of a part is found, alone and with its gradient."""
+        if not self._is_written_out(device):
+            return self._distance, self._distance_and_gradient
+        from lyra_ns.kernels.feature_trunk import FeatureTrunk
+
+        trunk = FeatureTrunk(self.network, self.compute_dtype or torch.float32, LPIPS_EPSILON)
+        return trunk.distance, trunk.distance_and_gradient
+
+    def _is_written_out(self, device: torch.device) -> bool:
+        """Whether the trunk runs as kernels with its gradient written out, not by autograd."""
+        fits = device.type == "cuda" and self.compute_dtype == torch.bfloat16 and self._kind == "vgg"
+        return fits and _triton_is_installed()
 
     def _images_that_fit(self, images: Tensor) -> int:
         num_pixels = images.shape[-2] * images.shape[-1]
         pixels_at_once, free = PIXELS_AT_ONCE, free_bytes(images.device)
         if free is not None:
-            pixels_at_once = min(pixels_at_once, int(SHARE_OF_FREE_MEMORY * free) // self._bytes_per_pixel)
+            bytes_per_pixel = self._bytes_per_pixel(images.device)
+            pixels_at_once = min(pixels_at_once, int(SHARE_OF_FREE_MEMORY * free) // bytes_per_pixel)
         return max(1, pixels_at_once // num_pixels)
 
+    def _bytes_per_pixel(self, device: torch.device) -> int:
+        if self._is_written_out(device):
+            return BYTES_PER_PIXEL[self._kind]
+        return AUTOGRAD_BYTES_PER_PIXEL[self._kind] * (1 if self.compute_dtype == torch.bfloat16 else 2)
+
     @property
-    def _bytes_per_pixel(self) -> int:
-        kind = "alex" if getattr(self.network, "pnet_type", "vgg") == "alex" else "vgg"
-        return BYTES_PER_PIXEL[kind] * (1 if self.compute_dtype == torch.bfloat16 else 2)
+    def _kind(self) -> str:
+        return "alex" if getattr(self.network, "pnet_type", "vgg") == "alex" else "vgg"
+
+    def _distance_and_gradient(self, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        leaf = predicted.detach().requires_grad_()
+        with torch.enable_grad():
+            distance = self._distance(leaf, target)
+            (gradient,) = torch.autograd.grad(distance.sum(), leaf)
+        return distance.detach(), gradient
 
     def _distance(self, predicted: Tensor, target: Tensor) -> Tensor:
         with torch.no_grad():
             wanted = self._features(target)
         total = predicted.new_zeros(len(predicted), dtype=torch.float32)
         heads = self.network.get_submodule("lins").children()
-        compare = _fast_comparison() if predicted.is_cuda else None
+        compare = _fast_comparison() if predicted.is_cuda else compare_features
         for feature, wanted_feature, head in zip(self._features(predicted), wanted, heads, strict=True):
             # A head is a 1 x 1 convolution to one channel.
             weights = next(head.parameters()).flatten()
-            total = total + (compare or compare_features)(feature, wanted_feature, weights, LPIPS_EPSILON)
+            total = total + compare(feature, wanted_feature, weights, LPIPS_EPSILON)
         return total
 
     def _features(self, images: Tensor) -> list[Tensor]:
@@ -136,17 +171,14 @@ class _DistanceWithGradient(torch.autograd.Function):
         ctx: Any,
         predicted: Tensor,
         target: Tensor,
-        distance: Callable[[Tensor, Tensor], Tensor],
+        distance_and_gradient: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
         at_once: int,
     ) -> Tensor:
         gradient, distances = torch.empty_like(predicted), []
         for start in range(0, len(predicted), at_once):
             here = slice(start, start + at_once)
-            leaf = predicted[here].detach().requires_grad_()
-            with torch.enable_grad():
-                part = distance(leaf, target[here])
-                (gradient[here],) = torch.autograd.grad(part.sum(), leaf)
-            distances.append(part.detach())
+            distance, gradient[here] = distance_and_gradient(predicted[here], target[here])
+            distances.append(distance)
         ctx.save_for_backward(gradient)
         return torch.cat(distances)
 
@@ -172,15 +204,21 @@ def compare_features(
     return ((found - wanted).square().mean((2, 3)) * weights).sum(-1)
 
 
-@cache
-def _fast_comparison() -> Callable[[Tensor, Tensor, Tensor, float], Tensor] | None:
-    """The same as one kernel, None where Triton is not installed."""
-    if importlib.util.find_spec("triton") is None:
-        logger.info("LPIPS compares features in torch: triton is not installed")
-        return None
+def _fast_comparison() -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
+    """The same as one kernel where Triton is installed."""
+    if not _triton_is_installed():
+        return compare_features
     from lyra_ns.kernels.feature_distance import feature_distance
 
     return feature_distance
+
+
+@cache
+def _triton_is_installed() -> bool:
+    if importlib.util.find_spec("triton") is not None:
+        return True
+    logger.info("LPIPS runs in plain torch: triton is not installed")
+    return False
 
 
 def load_lpips(

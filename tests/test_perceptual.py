@@ -133,6 +133,21 @@ def test_images_at_once_follow_the_free_memory(perceptual, monkeypatch):
         assert perceptual._images_that_fit(images[..., :64, :64]) >= expected
 
 
+def test_the_gradient_is_written_out_for_vgg_in_bfloat16_on_cuda_alone(perceptual, monkeypatch):
+    """Where it is, a pixel needs less memory; without triton it is not."""
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    coarse = perceptual.computing_in(torch.bfloat16)
+    assert not coarse._is_written_out(cuda)
+    monkeypatch.setattr(perceptual.network, "pnet_type", "vgg")
+    monkeypatch.setattr("lyra_ns.perceptual._triton_is_installed", lambda: True)
+    assert coarse._is_written_out(cuda)
+    assert not coarse._is_written_out(cpu)
+    assert not perceptual._is_written_out(cuda)
+    assert coarse._bytes_per_pixel(cuda) < coarse._bytes_per_pixel(cpu) < perceptual._bytes_per_pixel(cuda)
+    monkeypatch.setattr("lyra_ns.perceptual._triton_is_installed", lambda: False)
+    assert not coarse._is_written_out(cuda)
+
+
 def test_bfloat16_trunk_stays_close(perceptual, photos):
     fast = PerceptualDistance(perceptual.network, "", compute_dtype=torch.bfloat16)
     images = blurred(photos, 2.0)

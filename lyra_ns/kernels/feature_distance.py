@@ -103,15 +103,22 @@ def _feature_distance_kernel(
     weight = tl.load(weights + channel, mask=channel < CHANNELS, other=0.0)[None, :]
     found = tl.load(predicted + offset, mask=mask, other=0.0).to(tl.float32)
     wanted = tl.load(target + offset, mask=mask, other=0.0).to(tl.float32)
+    distance, slope = pixel_distances(found, wanted, weight, share, eps)
+    parts_offset = image * tl.num_programs(0) + block
+    tl.store(parts + parts_offset, tl.sum(distance, 0) * share)
+    if NEEDS_GRADIENT:
+        tl.store(gradient + offset, slope, mask=mask)
+
+
+@triton.jit
+def pixel_distances(found, wanted, weight, share, eps):
+    """Distance [pixels] of features [pixels, channels], and `share` times its gradient in `found`."""
     length = tl.sqrt(tl.sum(found * found, 1))[:, None]
     scale = 1.0 / (length + eps)
     wanted_scale = 1.0 / (tl.sqrt(tl.sum(wanted * wanted, 1))[:, None] + eps)
     difference = found * scale - wanted * wanted_scale
     weighted = weight * difference
-    parts_offset = image * tl.num_programs(0) + block
-    tl.store(parts + parts_offset, tl.sum(tl.sum(weighted * difference, 1), 0) * share)
-    if NEEDS_GRADIENT:
-        slope = 2.0 * share * weighted
-        # The length of a zero vector has the gradient zero, as in torch.
-        along = tl.sum(slope * found, 1)[:, None] * scale * scale / tl.where(length > 0, length, 1.0)
-        tl.store(gradient + offset, slope * scale - found * along, mask=mask)
+    slope = 2.0 * share * weighted
+    # The length of a zero vector has the gradient zero, as in torch.
+    along = tl.sum(slope * found, 1)[:, None] * scale * scale / tl.where(length > 0, length, 1.0)
+    return tl.sum(weighted * difference, 1), slope * scale - found * along

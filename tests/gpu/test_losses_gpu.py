@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lpips
 import pytest
 import torch
 
@@ -9,7 +10,7 @@ from lyra_ns.cameras import CameraPath, look_at, ray_grid
 from lyra_ns.evaluation.metrics import psnr, relative_depth_error, ssim
 from lyra_ns.gaussians import Gaussians
 from lyra_ns.losses import LossConfig, depth_loss, reconstruction_losses, warm_start_loss
-from lyra_ns.perceptual import PerceptualDistance, load_lpips
+from lyra_ns.perceptual import BYTES_PER_PIXEL, PerceptualDistance, load_lpips
 from lyra_ns.rendering.types import Rendered
 
 pytestmark = pytest.mark.gpu
@@ -66,6 +67,77 @@ def test_bfloat16_lpips_stays_close_to_float32(images):
     fast = PerceptualDistance(perceptual.network, "", compute_dtype=torch.bfloat16)
     pair = [images[name].flatten(0, 1).movedim(-1, 1).cuda() for name in ("rgb", "target_rgb")]
     torch.testing.assert_close(fast(*pair), perceptual(*pair), rtol=0.03, atol=0.003)
+
+
+@pytest.fixture(scope="module")
+def vgg() -> PerceptualDistance:
+    """LPIPS on VGG in bfloat16, whose trunk has random weights."""
+    torch.manual_seed(0)
+    network = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).cuda()
+    return PerceptualDistance(network, "", torch.bfloat16)
+
+
+def pictures(height: int, width: int, num_images: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predicted and wanted images as training has them, the channels last in memory; flat in one corner."""
+    random = torch.Generator("cuda").manual_seed(0)
+    both = torch.rand(2, num_images, height, width, 3, generator=random, device="cuda")
+    both[:, :, :20, :20] = 0.5
+    return tuple(both.movedim(-1, 2))
+
+
+def distance_and_gradient(perceptual: PerceptualDistance, predicted: torch.Tensor, target: torch.Tensor):
+    leaf = predicted.clone().requires_grad_()
+    distance = perceptual(leaf, target)
+    weights = torch.linspace(1, 2, len(leaf), device="cuda")
+    return distance.detach(), torch.autograd.grad((distance * weights).sum(), leaf)[0]
+
+
+def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return ((found - exact).norm() / exact.norm()).item()
+
+
+@pytest.mark.parametrize("size", [(96, 160), (99, 150)])
+def test_lpips_with_its_gradient_written_out_is_as_exact_as_autograd(vgg, size, monkeypatch):
+    """Values and gradients against float32, of even and of odd sizes; also under a caller's autocast."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    exact, exact_gradient = distance_and_gradient(vgg.computing_in(None), *pictures(*size))
+    found, gradient = distance_and_gradient(vgg, *pictures(*size))
+    with torch.autocast("cuda", torch.float16):
+        again, _ = distance_and_gradient(vgg, *pictures(*size))
+    assert vgg._is_written_out(found.device)
+    with monkeypatch.context() as patch:
+        patch.setattr(vgg, "_is_written_out", lambda device: False)
+        by_autograd, autograd_gradient = distance_and_gradient(vgg, *pictures(*size))
+    assert relative_error(gradient, exact_gradient) < 1.2 * relative_error(autograd_gradient, exact_gradient)
+    assert relative_error(found, exact) < max(1.2 * relative_error(by_autograd, exact), 1e-3)
+    torch.testing.assert_close(vgg(*pictures(*size)), found, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(again, found, rtol=1e-4, atol=1e-6)
+
+
+def test_lpips_in_parts_of_any_size_is_the_same(vgg):
+    """Within what other algorithms of cuDNN for other numbers of images round differently."""
+    whole, gradient = distance_and_gradient(vgg, *pictures(96, 160, 5))
+    for images_at_once in (1, 2, 4):
+        parts = PerceptualDistance(vgg.network, "", torch.bfloat16, images_at_once)
+        found, part_gradient = distance_and_gradient(parts, *pictures(96, 160, 5))
+        torch.testing.assert_close(found, whole, rtol=5e-3, atol=1e-5)
+        assert relative_error(part_gradient, gradient) < 0.05
+
+
+@pytest.mark.parametrize("images_at_once", [2, 4])
+def test_lpips_needs_less_memory_than_estimated(vgg, images_at_once):
+    """At the size of training, where the images that go at once are chosen by that estimate."""
+    predicted, target = pictures(704, 1280, 4)
+    leaf = predicted.requires_grad_()
+    perceptual = PerceptualDistance(vgg.network, "", torch.bfloat16, images_at_once)
+    perceptual(leaf, target)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    perceptual(leaf, target)
+    growth = torch.cuda.max_memory_allocated() - before - predicted.nbytes  # its whole gradient
+    per_pixel = growth / (images_at_once * 704 * 1280)
+    assert 700 < per_pixel < BYTES_PER_PIXEL["vgg"], per_pixel
 
 
 def warm_start_inputs(device: str):

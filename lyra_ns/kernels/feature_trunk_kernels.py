@@ -1,0 +1,247 @@
+"""What lies between the convolutions of VGG's trunk in LPIPS, each as one kernel that touches every map once.
+
+Bias and ReLU, with the 2 x 2 maximum where a block ends; on the way back the ReLU's mask, and at the end of a
+block all that meets there: the feature's distance and gradient, the gradient from the block above, the mask.
+
+Maps are channels-last, so that a pixel's channels (a power of two of them) lie side by side. Inside the
+kernels everything is float32. Shape letters: N images, C channels, H W pixels, h w pixels after pooling.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
+
+from lyra_ns.kernels.feature_distance import pixel_distances
+
+TILE = 4096
+"""Numbers of one map that a program holds."""
+WINDOW = 4
+"""Pixels that the pooling looks at together."""
+
+
+def rectify(features: Float[Tensor, "N C H W"], bias: Float[Tensor, " C"]) -> Float[Tensor, "N C H W"]:
+    """ReLU of `features + bias`, written over `features` where they are channels-last."""
+    features = features.contiguous(memory_format=torch.channels_last)
+    channels = features.shape[1]
+    num_pixels = features.numel() // channels
+    pixels = max(1, TILE // channels)
+    with torch.cuda.device_of(features):
+        _rectify_kernel[(triton.cdiv(num_pixels, pixels),)](
+            features, bias, num_pixels, CHANNELS=channels, PIXELS=pixels, num_warps=4
+        )
+    return features
+
+
+def rectify_and_pool(
+    features: Float[Tensor, "N C H W"], bias: Float[Tensor, " C"]
+) -> tuple[Float[Tensor, "N C H W"], Float[Tensor, "N C h w"]]:
+    """As `rectify`, and the largest of every whole 2 x 2 window of it; h, w are H, W halved and floored."""
+    features = features.contiguous(memory_format=torch.channels_last)
+    _, channels, height, width = features.shape
+    pooled = torch.empty_like(features[..., : height // 2, : width // 2], memory_format=torch.channels_last)
+    windows = _windows_of_program(channels)
+    with torch.cuda.device_of(features):
+        _rectify_and_pool_kernel[_grid(features, windows)](
+            features, bias, pooled, height, width, CHANNELS=channels, WINDOWS=windows, num_warps=4
+        )
+    return features, pooled
+
+
+def mask_gradient(
+    gradient: Float[Tensor, "N C H W"], rectified: Float[Tensor, "N C H W"]
+) -> Float[Tensor, "N C H W"]:
+    """The gradient before a ReLU from that behind it, written over `gradient` where it is channels-last."""
+    gradient = gradient.contiguous(memory_format=torch.channels_last)
+    channels = gradient.shape[1]
+    num_pixels = gradient.numel() // channels
+    pixels = max(1, TILE // channels)
+    with torch.cuda.device_of(gradient):
+        _mask_gradient_kernel[(triton.cdiv(num_pixels, pixels),)](
+            gradient, rectified, num_pixels, CHANNELS=channels, PIXELS=pixels, num_warps=4
+        )
+    return gradient
+
+
+def distance_and_gradient(
+    predicted: Float[Tensor, "N C H W"],
+    target: Float[Tensor, "N C H W"],
+    weights: Float[Tensor, " C"],
+    eps: float,
+    from_above: Float[Tensor, "N C h w"] | None,
+) -> tuple[Float[Tensor, " N"], Float[Tensor, "N C H W"]]:
+    """Distance of features as `feature_distance` has it, and the gradient before the ReLU that made them.
+
+    That gradient is of the sum of distances; `from_above` is what reaches the pooled features. It goes to the
+    first of the largest in each window, as in torch; equal zeros get nothing through the ReLU.
+    """
+    num_images, channels, height, width = predicted.shape
+    gradient = torch.empty_like(predicted)
+    windows = _windows_of_program(channels)
+    grid = _grid(predicted, windows)
+    parts = predicted.new_empty(num_images, grid[0] * grid[1], dtype=torch.float32)
+    if from_above is not None:
+        from_above = from_above.contiguous(memory_format=torch.channels_last)
+    with torch.cuda.device_of(predicted):
+        _distance_and_gradient_kernel[grid](
+            predicted,
+            target,
+            weights,
+            predicted if from_above is None else from_above,
+            gradient,
+            parts,
+            height,
+            width,
+            1.0 / (height * width),
+            eps,
+            CHANNELS=channels,
+            WINDOWS=windows,
+            IS_POOLED=from_above is not None,
+            num_warps=4,
+        )
+    return parts.sum(1), gradient
+
+
+def _windows_of_program(channels: int) -> int:
+    return max(1, TILE // WINDOW // channels)
+
+
+def _grid(features: Tensor, windows: int) -> tuple[int, int, int]:
+    """Programs along a row of windows, rows of windows, images; windows at odd borders are included."""
+    num_images, _, height, width = features.shape
+    return triton.cdiv(triton.cdiv(width, 2), windows), triton.cdiv(height, 2), num_images
+
+
+@triton.jit
+def _rectified(features, shift):
+    """ReLU that keeps what is not a number, as in torch."""
+    shifted = features.to(tl.float32) + shift
+    return tl.where(shifted < 0, 0.0, shifted)
+
+
+@triton.jit
+def _larger(first, second):
+    return tl.maximum(first, second, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _place(image, row, column, height, width, CHANNELS: tl.constexpr):
+    """Offsets [pixels, channels] of pixels in one row, and whether [pixels, 1] they are inside the map."""
+    pixel = (image * height + row) * width + column
+    inside = (row < height) & (column < width)
+    return pixel[:, None] * CHANNELS + tl.arange(0, CHANNELS)[None, :], inside[:, None]
+
+
+@triton.jit
+def _run(num_pixels, CHANNELS: tl.constexpr, PIXELS: tl.constexpr):
+    """Offsets [pixels, channels] of a program's run of pixels, and whether [pixels, 1] there are such."""
+    pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)[:, None]
+    return pixel * CHANNELS + tl.arange(0, CHANNELS)[None, :], pixel < num_pixels
+
+
+@triton.jit
+def _rectify_kernel(features, bias, num_pixels, CHANNELS: tl.constexpr, PIXELS: tl.constexpr):
+    """A run of pixels. Here as below, maps are loaded before what all programs share, to wait once."""
+    offset, mask = _run(num_pixels, CHANNELS, PIXELS)
+    value = tl.load(features + offset, mask=mask)
+    shift = tl.load(bias + tl.arange(0, CHANNELS))[None, :]
+    tl.store(features + offset, _rectified(value, shift), mask=mask)
+
+
+@triton.jit
+def _mask_gradient_kernel(gradient, rectified, num_pixels, CHANNELS: tl.constexpr, PIXELS: tl.constexpr):
+    """A run of pixels."""
+    offset, mask = _run(num_pixels, CHANNELS, PIXELS)
+    value = tl.load(gradient + offset, mask=mask).to(tl.float32)
+    is_cut = tl.load(rectified + offset, mask=mask).to(tl.float32) <= 0
+    tl.store(gradient + offset, tl.where(is_cut, 0.0, value), mask=mask)
+
+
+@triton.jit
+def _rectify_and_pool_kernel(
+    features, bias, pooled, height, width, CHANNELS: tl.constexpr, WINDOWS: tl.constexpr
+):
+    """Some windows of one row of windows; all loads come before the first store, to be under way together."""
+    image, row = tl.program_id(2).to(tl.int64), tl.program_id(1)
+    column = tl.program_id(0) * WINDOWS + tl.arange(0, WINDOWS)
+    offset_1, mask_1 = _place(image, 2 * row, 2 * column, height, width, CHANNELS)
+    offset_2, mask_2 = _place(image, 2 * row, 2 * column + 1, height, width, CHANNELS)
+    offset_3, mask_3 = _place(image, 2 * row + 1, 2 * column, height, width, CHANNELS)
+    offset_4, mask_4 = _place(image, 2 * row + 1, 2 * column + 1, height, width, CHANNELS)
+    value_1 = tl.load(features + offset_1, mask=mask_1, other=0.0)
+    value_2 = tl.load(features + offset_2, mask=mask_2, other=0.0)
+    value_3 = tl.load(features + offset_3, mask=mask_3, other=0.0)
+    value_4 = tl.load(features + offset_4, mask=mask_4, other=0.0)
+    shift = tl.load(bias + tl.arange(0, CHANNELS))[None, :]
+    value_1 = _rectified(value_1, shift)
+    value_2 = _rectified(value_2, shift)
+    value_3 = _rectified(value_3, shift)
+    value_4 = _rectified(value_4, shift)
+    tl.store(features + offset_1, value_1, mask=mask_1)
+    tl.store(features + offset_2, value_2, mask=mask_2)
+    tl.store(features + offset_3, value_3, mask=mask_3)
+    tl.store(features + offset_4, value_4, mask=mask_4)
+    largest = _larger(_larger(value_1, value_2), _larger(value_3, value_4))
+    offset, mask = _place(image, row, column, height // 2, width // 2, CHANNELS)
+    tl.store(pooled + offset, largest, mask=mask)
+
+
+@triton.jit
+def _distance_and_gradient_kernel(
+    predicted,
+    target,
+    weights,
+    from_above,
+    gradient,
+    parts,
+    height,
+    width,
+    share,
+    eps,
+    CHANNELS: tl.constexpr,
+    WINDOWS: tl.constexpr,
+    IS_POOLED: tl.constexpr,
+):
+    """Some windows of one row of windows, whose pixels count from 1 to 4 in the order of rows."""
+    image, row = tl.program_id(2).to(tl.int64), tl.program_id(1)
+    column = tl.program_id(0) * WINDOWS + tl.arange(0, WINDOWS)
+    offset_1, mask_1 = _place(image, 2 * row, 2 * column, height, width, CHANNELS)
+    offset_2, mask_2 = _place(image, 2 * row, 2 * column + 1, height, width, CHANNELS)
+    offset_3, mask_3 = _place(image, 2 * row + 1, 2 * column, height, width, CHANNELS)
+    offset_4, mask_4 = _place(image, 2 * row + 1, 2 * column + 1, height, width, CHANNELS)
+    found_1 = tl.load(predicted + offset_1, mask=mask_1, other=0.0).to(tl.float32)
+    found_2 = tl.load(predicted + offset_2, mask=mask_2, other=0.0).to(tl.float32)
+    found_3 = tl.load(predicted + offset_3, mask=mask_3, other=0.0).to(tl.float32)
+    found_4 = tl.load(predicted + offset_4, mask=mask_4, other=0.0).to(tl.float32)
+    wanted_1 = tl.load(target + offset_1, mask=mask_1, other=0.0).to(tl.float32)
+    wanted_2 = tl.load(target + offset_2, mask=mask_2, other=0.0).to(tl.float32)
+    wanted_3 = tl.load(target + offset_3, mask=mask_3, other=0.0).to(tl.float32)
+    wanted_4 = tl.load(target + offset_4, mask=mask_4, other=0.0).to(tl.float32)
+    weight = tl.load(weights + tl.arange(0, CHANNELS))[None, :]
+    distance_1, gradient_1 = pixel_distances(found_1, wanted_1, weight, share, eps)
+    distance_2, gradient_2 = pixel_distances(found_2, wanted_2, weight, share, eps)
+    distance_3, gradient_3 = pixel_distances(found_3, wanted_3, weight, share, eps)
+    distance_4, gradient_4 = pixel_distances(found_4, wanted_4, weight, share, eps)
+    if IS_POOLED:
+        offset, mask = _place(image, row, column, height // 2, width // 2, CHANNELS)
+        routed = tl.load(from_above + offset, mask=mask, other=0.0).to(tl.float32)
+        largest = _larger(_larger(found_1, found_2), _larger(found_3, found_4))
+        is_1 = found_1 == largest
+        is_2 = (found_2 == largest) & (is_1 == 0)
+        is_3 = (found_3 == largest) & ((is_1 | is_2) == 0)
+        is_4 = (is_1 | is_2 | is_3) == 0
+        gradient_1 += tl.where(is_1, routed, 0.0)
+        gradient_2 += tl.where(is_2, routed, 0.0)
+        gradient_3 += tl.where(is_3, routed, 0.0)
+        gradient_4 += tl.where(is_4, routed, 0.0)
+    tl.store(gradient + offset_1, tl.where(found_1 <= 0, 0.0, gradient_1), mask=mask_1)
+    tl.store(gradient + offset_2, tl.where(found_2 <= 0, 0.0, gradient_2), mask=mask_2)
+    tl.store(gradient + offset_3, tl.where(found_3 <= 0, 0.0, gradient_3), mask=mask_3)
+    tl.store(gradient + offset_4, tl.where(found_4 <= 0, 0.0, gradient_4), mask=mask_4)
+    block = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    distance = tl.sum(distance_1 + distance_2 + distance_3 + distance_4, 0)
+    tl.store(parts + image * tl.num_programs(0) * tl.num_programs(1) + block, distance * share)
