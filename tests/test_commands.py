@@ -18,6 +18,7 @@ from lyra_ns.codec import load_codec
 from lyra_ns.commands import any_decoder
 from lyra_ns.commands.any_decoder import decoder_config_of, latest_checkpoint, load_any_decoder
 from lyra_ns.commands.choices import chosen_device
+from lyra_ns.commands.data import SampleData
 from lyra_ns.commands.evaluate import Evaluate, PhotoCheck, held_out_names
 from lyra_ns.commands.reconstruct import Reconstruct
 from lyra_ns.data.store import LyraStore
@@ -230,6 +231,12 @@ def test_device_is_what_is_there():
         assert chosen_device("auto").type == "cpu"
         with pytest.raises(ValueError, match="give cpu"):
             chosen_device("cuda")
+
+
+def test_sample_data_that_no_decoder_could_read_is_not_made(tmp_path):
+    with pytest.raises(ValueError, match="multiples of 16, as decoders need, found 152 and 256"):
+        SampleData(output=tmp_path / "data", height=152, num_scenes=1).run()
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_device_that_does_not_exist_is_refused_with_one_sentence():
