@@ -23,6 +23,7 @@ def test_trunk_and_kernels_equal_autograd() -> None:
     assert run.stdout.strip() == "equal", run.stderr
 
 
+@pytest.mark.filterwarnings("ignore:.*weight:UserWarning")
 def test_all_of_vgg_is_taken() -> None:
     """Convolutions of the package's network by block, with their widths."""
     pytest.importorskip("triton")

@@ -84,8 +84,8 @@ class FeatureTrunk:
 
     def _walk(self, images: Tensor) -> Iterator[tuple[Tensor, bool]]:
         """Every map behind a ReLU, in order, and whether a block ends with it."""
-        scaled = torch.addcmul(self._offset, images.float(), self._gain)
-        maps = scaled.to(self._dtype, memory_format=torch.channels_last)
+        maps = torch.addcmul(self._offset, images.float(), self._gain)
+        maps = maps.to(self._dtype, memory_format=torch.channels_last)
         for block in self._blocks:
             for convolution in block:
                 maps = functional.conv2d(maps, convolution.weight, padding=1)
