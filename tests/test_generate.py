@@ -287,6 +287,15 @@ def test_places_that_no_folder_can_take_are_refused_before_the_work(tmp_path, mo
         check_output(tmp_path / "deep" / "scene", None, overwrite=False, is_dry_run=False)
 
 
+def test_a_failure_leaves_no_new_folders(tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / "mine" / "new" / "scene" / "preview") as folder:
+        (folder / "frame.png").touch()
+        raise RuntimeError("no room")
+    assert names(tmp_path) == {"mine"}
+    assert not names(tmp_path / "mine")
+
+
 def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "scene").symlink_to(tmp_path / "disk")

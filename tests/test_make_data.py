@@ -35,6 +35,7 @@ from lyra_ns.generation.teachers.frames import latents_of_frames
 from lyra_ns.generation.teachers.interface import TeacherClip, TeacherRequest
 from lyra_ns.generation.teachers.registry import TeacherChoice
 from lyra_ns.generation.teachers.warp import WarpTeacher
+from lyra_ns.memory_limits import DoesNotFit
 
 
 def deviation(z: Tensor, frames: Tensor) -> float:
@@ -626,7 +627,8 @@ def test_depth_of_a_still_video_is_aligned_to_its_first_frame() -> None:
     assert torch.allclose(aligned[1:, 8:], truth[8:].expand(2, -1, -1), rtol=2e-2)
 
 
-def test_only_a_full_disk_counts_as_fatal() -> None:
+def test_only_what_all_jobs_meet_counts_as_fatal() -> None:
     assert stages._is_fatal(OSError(errno.ENOSPC, "full"))
+    assert stages._is_fatal(DoesNotFit("clips of this size need 90 GiB"))
     assert not stages._is_fatal(PermissionError(errno.EACCES, "one picture may not be read"))
     assert not stages._is_fatal(ValueError("one bad picture"))

@@ -8,8 +8,10 @@ import torch
 
 from lyra_ns.codec import load_codec
 from lyra_ns.codec.interface import VideoCodec
+from lyra_ns.data.video_files import VideoSize
 from lyra_ns.decoder import LatentGaussianDecoder
-from lyra_ns.generation.decoder_input import is_small
+from lyra_ns.generation.camera_paths import LookAt
+from lyra_ns.generation.decoder_input import FULL_SIZE, is_small, usual_size
 from lyra_ns.generation.kept_clips import KeptClips
 from lyra_ns.generation.scene_plan import ScenePlan
 from lyra_ns.generation.settings import GenerateSettings
@@ -153,3 +155,37 @@ def _fitting_codec(given: VideoCodec, decoder: LatentGaussianDecoder, device: to
         )
     check_codec(decoder, given.spec)
     return given
+
+
+def look_at_of(settings: GenerateSettings) -> LookAt:
+    """GEN3C's poses for GEN3C, exact ones for all others, unless the settings say which."""
+    if settings.look_at != "auto":
+        return settings.look_at
+    return "gen3c" if teacher_name(settings) == "gen3c" else "exact"
+
+
+def clip_title(settings: GenerateSettings, is_stored: bool) -> str:
+    """What the clips of the contact sheet are called."""
+    if is_stored:
+        return "stored clip"
+    return "clip (warped)" if teacher_name(settings) == "warp" else f"clip ({teacher_name(settings)})"
+
+
+def clip_size(settings: GenerateSettings, decoder: LatentGaussianDecoder) -> VideoSize:
+    """Frames, height and width of the clips: as asked for, else as decoder and teacher know them.
+
+    ValueError for what no video of theirs can have.
+    """
+    usual = FULL_SIZE if teacher_name(settings) == "gen3c" else usual_size(decoder.config)
+    size = VideoSize(
+        settings.num_frames or usual.num_frames,
+        settings.height or usual.height,
+        settings.width or usual.width,
+    )
+    if size.height % 16 or size.width % 16 or min(size.height, size.width) < 16:
+        raise ValueError(
+            f"expected --height and --width in multiples of 16, found {size.height} and {size.width}"
+        )
+    if size.num_frames < 9 or size.num_frames % 8 != 1:
+        raise ValueError(f"expected --num-frames of 8k + 1 (9, 17 ... 121), found {size.num_frames}")
+    return size

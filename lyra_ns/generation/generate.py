@@ -22,19 +22,18 @@ from lyra_ns.codec import codec_for
 from lyra_ns.codec.interface import VideoCodec
 from lyra_ns.commands.any_decoder import load_any_decoder
 from lyra_ns.commands.choices import chosen_device
-from lyra_ns.data.video_files import VideoSize
-from lyra_ns.decoder import LatentGaussianDecoder
-from lyra_ns.generation.camera_paths import LookAt
 from lyra_ns.generation.clip_making import (
     chosen_teacher,
     clip_requests,
+    clip_size,
+    clip_title,
     load_chosen_teacher,
+    look_at_of,
     make_clips,
     teacher_name,
 )
 from lyra_ns.generation.clip_sharing import check_num_gpus, make_shared_clips
 from lyra_ns.generation.decoder_input import (
-    FULL_SIZE,
     DecoderInput,
     check_enough_frames,
     clips_as_input,
@@ -115,7 +114,7 @@ class _Run:
         self.progress = StageProgress(num_stages, self.device, console)
         with self.progress.stage("decoder read"):
             self.decoder = load_any_decoder(settings.checkpoint, settings.config).eval()
-        self.size = _clip_size(settings, self.decoder)
+        self.size = clip_size(settings, self.decoder)
 
     def from_source(self, kind: InputKind) -> GeneratedScene:
         """The scene of an image, a video, ViPE's output or a prompt."""
@@ -203,7 +202,7 @@ class _Run:
         self._check_motion(frames)
         with progress.stage("depth found") as on_step:
             found = depth_of_frames(frames, settings.depth, self.device, on_step)
-            plan = plan_scene(frames, found, settings, self.size, _look_at(settings), self.device)
+            plan = plan_scene(frames, found, settings, self.size, look_at_of(settings), self.device)
         scale = plan.scale
         progress.say(f"      depth: {found.reason}")
         progress.say(f"      lens: {found.intrinsics_origin}")
@@ -244,7 +243,7 @@ class _Run:
         with whole_folder(settings.output) as folder:
             with self.progress.stage("pictures rendered") as on_step:
                 write_video(folder / "video.mp4", instants, given, drawn, on_step)
-                title = _clip_title(settings, plan)
+                title = clip_title(settings, plan is None)
                 write_sheet(folder / "contact_sheet.png", instants, given, drawn, title)
             with self.progress.stage("files written"):
                 write_gaussians(folder, instants, given, drawn)
@@ -289,34 +288,3 @@ class _Run:
             f"{output}: scene.ply, scene.html (open it in a browser), video.mp4, contact_sheet.png, "
             "record.json"
         )
-
-
-def _look_at(settings: GenerateSettings) -> LookAt:
-    """GEN3C's poses for GEN3C, exact ones for all others, unless the settings say which."""
-    if settings.look_at != "auto":
-        return settings.look_at
-    return "gen3c" if teacher_name(settings) == "gen3c" else "exact"
-
-
-def _clip_title(settings: GenerateSettings, plan: ScenePlan | None) -> str:
-    """What the clips of the contact sheet are called."""
-    if plan is None:
-        return "stored clip"
-    return "clip (warped)" if teacher_name(settings) == "warp" else f"clip ({teacher_name(settings)})"
-
-
-def _clip_size(settings: GenerateSettings, decoder: LatentGaussianDecoder) -> VideoSize:
-    """Frames, height and width of the clips: as asked for, else as decoder and teacher know them."""
-    usual = FULL_SIZE if teacher_name(settings) == "gen3c" else usual_size(decoder.config)
-    size = VideoSize(
-        settings.num_frames or usual.num_frames,
-        settings.height or usual.height,
-        settings.width or usual.width,
-    )
-    if size.height % 16 or size.width % 16 or min(size.height, size.width) < 16:
-        raise ValueError(
-            f"expected --height and --width in multiples of 16, found {size.height} and {size.width}"
-        )
-    if size.num_frames < 9 or size.num_frames % 8 != 1:
-        raise ValueError(f"expected --num-frames of 8k + 1 (9, 17 ... 121), found {size.num_frames}")
-    return size

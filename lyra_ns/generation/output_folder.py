@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lyra_ns.generation.new_folders import no_new_empty_folders
+from lyra_ns.generation.process_exists import process_exists
+
 PREVIEW = "preview"
 """Folder of a dry run, which a later run keeps."""
 UNFINISHED = "unfinished"
@@ -81,17 +84,7 @@ def _left_beside(output: Path, ending: str) -> list[Path]:
     name = re.compile(rf"\.{re.escape(output.name)}\.(\d+)\.{ending}")
     beside = output.parent.iterdir() if output.parent.is_dir() else ()
     found = [(path, name.fullmatch(path.name)) for path in beside]
-    return sorted(path for path, match in found if match and not _is_running(int(match[1])))
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return sorted(path for path, match in found if match and not process_exists(int(match[1])))
 
 
 def _check_place(folder: Path) -> None:
@@ -120,15 +113,16 @@ def whole_folder(output: Path) -> Iterator[Path]:
     """
     # A link stays, and what it leads to is replaced.
     output = Path(os.path.realpath(output))
-    output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        _take_place(partial, output)
-    finally:
+    with no_new_empty_folders(output.parent):
+        output.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            yield partial
+            _take_place(partial, output)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _take_place(partial: Path, output: Path) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from lyra_ns.generation.make_data.plan import FILE_NAME as PLAN_NAME
 from lyra_ns.generation.make_data.plan import is_unused
+from lyra_ns.generation.new_folders import no_new_empty_folders
+from lyra_ns.generation.process_exists import process_exists
 
 FOLDER = ".runs"
 SILENT_SECONDS = 3600.0
@@ -74,16 +76,13 @@ def sweep_up(root: Path) -> None:
 @contextmanager
 def no_trace_if_refused(root: Path) -> Iterator[None]:
     """Removes the plan and the folders that the block wrote if it fails before anything was made."""
-    new_folders = [folder for folder in (root, *root.parents) if not folder.exists()]
-    try:
-        yield
-    except BaseException:
-        if is_unused(root) and not others_at_work(root):
-            (root / PLAN_NAME).unlink(missing_ok=True)
-        with suppress(OSError):  # From the first one on that holds something they stay.
-            for folder in new_folders:
-                folder.rmdir()
-        raise
+    with no_new_empty_folders(root):
+        try:
+            yield
+        except BaseException:
+            if is_unused(root) and not others_at_work(root):
+                (root / PLAN_NAME).unlink(missing_ok=True)
+            raise
 
 
 def _own_mark(root: Path) -> Path:
@@ -107,17 +106,7 @@ def _give_signs(mark: Path, ended: threading.Event) -> None:
 def _is_alive(mark: Path) -> bool:
     host, _, number = mark.name.rpartition(".")
     if host == socket.gethostname() and number.isdecimal():
-        return _process_exists(int(number))
+        return process_exists(int(number))
     with suppress(FileNotFoundError):
         return time.time() - mark.stat().st_mtime < SILENT_SECONDS
     return False
-
-
-def _process_exists(number: int) -> bool:
-    try:
-        os.kill(number, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

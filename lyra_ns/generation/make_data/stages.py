@@ -24,6 +24,7 @@ from lyra_ns.generation.inputs import FINER, finer_size
 from lyra_ns.generation.make_data.jobs import Job, JobResult
 from lyra_ns.generation.make_data.scene_inputs import picture_path
 from lyra_ns.generation.make_data.settings import MakeDataSettings
+from lyra_ns.memory_limits import DoesNotFit
 from lyra_ns.one_thread import one_thread
 
 logger = logging.getLogger(__name__)
@@ -140,6 +141,9 @@ class StageWorker:
 
 
 def _is_fatal(error: Exception) -> bool:
+    """Whether all other jobs would fail in the same way."""
+    if isinstance(error, DoesNotFit):
+        return True
     return isinstance(error, OSError) and error.errno in FATAL_ERRORS
 
 
