@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_ssd_forward_gpu import Inputs, draw, exact, relative_error
+from state_scans import Inputs, draw, exact, relative_error
 from torch import Tensor
 
 pytest.importorskip("triton.tools.tensor_descriptor")

@@ -6,10 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn import functional
-
-from lyra_ns.ssd_states import chunked_states
+from state_scans import draw, exact, relative_error
 
 pytest.importorskip("triton.tools.tensor_descriptor")
 
@@ -21,53 +18,12 @@ TWO_BLOCKS = replace(HOPPER_TILES, chunk=256)
 ONE_SEGMENT = replace(HOPPER_TILES, num_segments=1)
 ROUNDED = replace(HOPPER_TILES, exact_updates=False)
 
-Inputs = dict[str, Tensor]
-
 
 @pytest.fixture(autouse=True)
 def hopper() -> None:
     """The kernels use Hopper's copy engine and matrix instructions."""
     if torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("the tiles are made for Hopper")
-
-
-def draw(
-    num_tokens: int,
-    batch: int = 1,
-    heads: int = 32,
-    groups: int = 2,
-    state: int = 256,
-    slowness: float = 1.0,
-    dtype: torch.dtype = torch.bfloat16,
-) -> Inputs:
-    """Inputs as a fresh decoder makes them: rates from 1 to 16, steps from 0.001 to 0.1, SiLU before."""
-    torch.manual_seed(0)
-    inner, shared = heads * 64, groups * state
-    rows = functional.silu(torch.randn(batch, num_tokens, inner + 2 * shared, device="cuda")).to(dtype)
-    x, write, read = rows.split([inner, shared, shared], -1)
-    step_size = torch.exp(torch.empty(heads, device="cuda").uniform_(-6.9, -2.3))
-    return {
-        "x": x.unflatten(-1, (heads, 64)),
-        "step": torch.randn(batch, num_tokens, heads, device="cuda").mul(0.3).to(dtype),
-        "write": write.unflatten(-1, (groups, state)),
-        "read": read.unflatten(-1, (groups, state)),
-        "decay": -torch.empty(heads, device="cuda").uniform_(1, 16) / slowness,
-        "skip": torch.randn(heads, device="cuda"),
-        "step_bias": torch.log(torch.expm1(step_size)),
-    }
-
-
-def exact(inputs: Inputs) -> Tensor:
-    """The chunked form of torch in float64: float32 itself would be a truth with tf32 or summing errors."""
-    wide = {name: tensor.double() for name, tensor in inputs.items()}
-    step = functional.softplus(wide["step"] + wide["step_bias"])
-    y = chunked_states(wide["x"], step, wide["decay"], wide["write"], wide["read"])
-    return y + wide["skip"][:, None] * wide["x"]
-
-
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Norm of the difference relative to the expected norm."""
-    return ((found.double() - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("num_tokens", [1, 127, 129, 5000])
