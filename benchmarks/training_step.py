@@ -176,7 +176,7 @@ def random_batch(
 
 
 def training_row(
-    size: StepSize, settings: StepSettings, way: Way, device: torch.device, repetitions: int = 2
+    size: StepSize, settings: StepSettings, way: Way, device: torch.device, repetitions: int = 3
 ) -> dict[str, Any]:
     """Median times in milliseconds, peak memory in GiB and what was chosen; a first step does not count."""
     step = Step(size, settings_of(way, settings), device)
@@ -209,7 +209,7 @@ def training_rows(
     settings: StepSettings | None = None,
     ways: tuple[Way, ...] = ("fast", "plain"),
     device: str = "cuda",
-    repetitions: int = 2,
+    repetitions: int = 3,
 ) -> list[dict[str, Any]]:
     """One row for each way; one that does not fit into memory says so in place of its times."""
     rows = []
@@ -240,7 +240,7 @@ def main(
     ways: tuple[Way, ...] = ("fast", "plain"),
     recompute: Literal["auto", "none", "states", "scans", "all"] = "auto",
     lpips_net: Literal["vgg", "alex"] = "vgg",
-    repetitions: int = 2,
+    repetitions: int = 3,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
     output: Path | None = None,
 ) -> None:

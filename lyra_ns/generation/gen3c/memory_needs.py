@@ -17,7 +17,7 @@ MemoryPolicy = Literal["fast", "balanced", "low"]
 POLICIES: tuple[MemoryPolicy, ...] = ("fast", "balanced", "low")
 """From the most memory to the least."""
 
-STREAMS = {"fast": 13, "balanced": 13, "low": 9}
+STREAMS = {"fast": 13, "balanced": 13, "low": 10}
 """Tensors of tokens x channels alive inside a block; the perceptron takes parts of the tokens in `low`."""
 BLOCKS_AT_ONCE = 2
 """Blocks whose weights are on the device in `low`: one that computes, one that arrives."""
