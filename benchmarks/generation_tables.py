@@ -156,6 +156,10 @@ TABLE_OF_PART: dict[str, Callable[[Row], str]] = {
 """What is printed after each part was measured."""
 
 
+BESIDE = {"evaluations": "compiled", "guidance": "two_gpus"}
+"""Parts whose rows stand in the table of another one."""
+
+
 def _table_of(part: str) -> Callable[[Path], str]:
     """The table of one part with its origin; empty where the file lacks the part, or is not there."""
 
@@ -163,7 +167,11 @@ def _table_of(part: str) -> Callable[[Path], str]:
         if not (results / RESULT_FILE).is_file():
             return ""
         parts = read(results / RESULT_FILE)["parts"]
-        return f"{TABLE_OF_PART[part](parts)}\n\n{origin(parts[part])}" if part in parts else ""
+        if part not in parts:
+            return ""
+        names = (part, BESIDE[part]) if part in BESIDE else (part,)
+        origins = dict.fromkeys(origin(parts[name]) for name in names if name in parts)
+        return f"{TABLE_OF_PART[part](parts)}\n\n{' '.join(origins)}"
 
     return made
 
