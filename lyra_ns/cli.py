@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, Union
+from contextlib import redirect_stdout
+from typing import Annotated, Union, get_args
 
 import tyro
 
@@ -13,8 +14,10 @@ from lyra_ns.commands.data import CheckData, FitCodec, SampleData, Unpack
 from lyra_ns.commands.decoder import Convert, FetchLpips
 from lyra_ns.commands.demo import Demo
 from lyra_ns.commands.doctor import Doctor
+from lyra_ns.commands.error_text import error_text
 from lyra_ns.commands.evaluate import Evaluate, PhotoCheck
 from lyra_ns.commands.generate import Generate
+from lyra_ns.commands.help_text import WrappedOutput, join_help_lines
 from lyra_ns.commands.make_data import MakeData
 from lyra_ns.commands.prompts import WritePrompts
 from lyra_ns.commands.reconstruct import Reconstruct
@@ -40,19 +43,16 @@ Command = Union[  # noqa: UP007 - tyro reads the Annotated members of a Union
 
 def main() -> None:
     """Run one command; a mistake in the input ends it with one sentence instead of a traceback."""
-    command = tyro.cli(Command, prog="ns-lyra", description=__doc__)
+    for member in get_args(Command):
+        join_help_lines(get_args(member)[0])
+    with redirect_stdout(WrappedOutput()):
+        command = tyro.cli(Command, prog="ns-lyra", description=__doc__)
     try:
         command.run()
-    except (
-        ValueError,
-        FileNotFoundError,
-        FileExistsError,
-        NotADirectoryError,
-        ModuleNotFoundError,
-    ) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("LYRA_NS_DEBUG"):
             raise
-        print(f"ns-lyra: {error}", file=sys.stderr)
+        print(f"ns-lyra: {error_text(error)}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class TrainCurriculum:
     """Train a decoder through the paper's nine stages; started again, it goes on where it was interrupted."""
 
-    output: Path
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Folder for runs, weights and state; a folder that holds them already is gone on with."""
     data: Path | None = None
     """Static scenes in the official layout, for stages 1 to 7."""

@@ -17,7 +17,7 @@ class SampleData:
     The teacher of this data is a ray caster with a linear codec, not GEN3C with the Cosmos tokenizer.
     """
 
-    output: Path
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Folder to write; scenes that are already complete there are kept."""
     num_scenes: int = 16
     """Scenes to train on."""
@@ -77,7 +77,7 @@ class Unpack:
 
     tars: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Tars (.tar, .tar.gz, .tgz), or folders with some."""
-    output: Path
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Folder that gets 0/ 1/ ..., below static or dynamic where the tars say which."""
 
     def run(self) -> None:
@@ -129,7 +129,7 @@ class FitCodec:
 
     data: Annotated[Path, tyro.conf.Positional]
     """Folder in the official layout with rgb files."""
-    output: Path
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """File to write, ending in .safetensors."""
     num_scenes: int = 48
     """Scenes to read."""

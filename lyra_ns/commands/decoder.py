@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 class Convert:
     """Turn official weights into our form: a decoder into one safetensors file, GEN3C into a folder.
 
-    The decoder's file brings its configuration. The folder of GEN3C is a pipeline of diffusers, made of the
-    7 B network and the Cosmos tokenizer; both are read strictly, no tensor more and none less.
+    The decoder's file brings its configuration. The folder of GEN3C is a pipeline of diffusers, made of
+    the 7 B network and the Cosmos tokenizer; both are read strictly, no tensor more and none less.
     """
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
     """lyra_static.pt, lyra_dynamic.pt, a training checkpoint of the official code or nerfstudio, or ours;
     with `--config gen3c` the model.pt of nvidia/GEN3C-Cosmos-7B."""
-    output: Path
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """File to write, ending in .safetensors; for GEN3C a folder that does not exist yet."""
     config: Literal["lyra", "lyra-dynamic", "lyra-tiny", "gen3c"] | None = None
     """Network that the file holds; needed where neither its configuration nor its md5 tells, and GEN3C."""

@@ -8,7 +8,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from lyra_ns.data.reading_order import READING_ORDER
 
@@ -28,7 +30,7 @@ LOOP_FRAMES = 72
 class Demo:
     """Make scenes that the shipped decoder has never seen; reconstruct, fine-tune, measure, export, look."""
 
-    output: Path = Path("demo")
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("demo")
     """Folder for everything; data and results that are there already are written again."""
     num_scenes: int = 8
     """Scenes to fine-tune on."""

@@ -32,7 +32,7 @@ class Evaluate(DecoderChoice):
     """Also measure the mean colour, the nearest input frame, and that frame moved by its true depth."""
     depth: bool = True
     """Compare depth too; the data must hold it. Without it frames cannot be moved by true depth either."""
-    output: Path | None = None
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """JSON file to write."""
 
     def run(self) -> None:
@@ -136,7 +136,7 @@ class PhotoCheck(DecoderChoice):
     the one in which the decoder reproduces its own input best.
     """
 
-    output: Path = Path("photo_check")
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("photo_check")
     """Folder for photo_check.json and photo_check.png."""
     height: int = 160
     """Image height in pixels, a multiple of 16."""

@@ -37,7 +37,7 @@ class Reconstruct(DecoderChoice):
 
     data: Annotated[Path, tyro.conf.Positional]
     """Folder or tar in the official layout, or the folder of one trajectory with pose/ and latent/."""
-    output: Path
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """File to write; .ply, .splat or .html decides what."""
     scene: str | None = None
     """Name of the scene; by default the first held-out one, or the first of all."""
