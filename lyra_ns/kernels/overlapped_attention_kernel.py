@@ -142,7 +142,8 @@ def _mix(
 @gluon.jit
 def _attend_rows(
     group, query_slots, query_ready, key_slots, value_slots, key_ready, value_ready, key_free, value_free,
-    score_scale, centre, radius, out, logsumexp, marked, num_tokens, num_heads, num_tiles, EIGHTHS: gl.constexpr,
+    score_scale, centre, radius, out, logsumexp, marked, num_tokens, num_heads, num_tiles,
+    EIGHTHS: gl.constexpr,
 ):  # fmt: skip
     """Attention of one group's queries over all keys."""
     KEYS: gl.constexpr = key_slots.type.shape[1]
