@@ -35,11 +35,7 @@ def compiled_for_hopper() -> Any:
     tensors = {"out": "*bf16", "marked": "*i32", "queries": descriptor(room.ROWS)}
     tensors |= dict.fromkeys(("keys", "values"), descriptor(OVERLAPPED_KEYS))
     tensors |= dict.fromkeys(("num_tokens", "num_heads", "num_tiles"), "i32")
-    constants = {
-        "NUM_SLOTS": room.NUM_SLOTS,
-        "REGISTERS": room.REGISTERS,
-        "EIGHTHS": room.POLYNOMIAL_EIGHTHS,
-    }
+    constants = {"NUM_SLOTS": room.NUM_SLOTS, "REGISTERS": room.REGISTERS}
     names = attend_overlapped_kernel.arg_names
     signature = {name: "constexpr" if name in constants else tensors.get(name, "*fp32") for name in names}
     source = GluonASTSource(attend_overlapped_kernel, signature, constants)
@@ -48,20 +44,13 @@ def compiled_for_hopper() -> Any:
 
 
 def test_products_stay_in_flight(tmp_path: Path) -> None:
-    """No register is spilled, one product is left in flight at waits, and the assembler keeps it so.
-
-    The special function unit gets its share of exponentials alone: no thread computes both forms of one.
-    """
-    from lyra_ns.kernels.overlapped_attention import POLYNOMIAL_EIGHTHS, ROWS
+    """No register is spilled, one product is left in flight at waits, and the assembler keeps it so."""
     from lyra_ns.kernels.overlapped_attention_kernel import GROUPS
 
     kernel = compiled_for_hopper()
     ptx = kernel.asm["ptx"]
     waits = re.findall(r"wgmma.wait_group.sync.aligned\s+1;", ptx)
     assert len(waits) == GROUPS.value, "in each group's loop"
-    # Weights of a tile are computed before the loop of a group and inside it.
-    by_thread = 2 * GROUPS.value * ROWS * OVERLAPPED_KEYS // 128
-    assert ptx.count("ex2.approx") == by_thread * (8 - POLYNOMIAL_EIGHTHS) // 8
     (tmp_path / "kernel.ptx").write_text(ptx)
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
     files = [tmp_path / "kernel.ptx", "-o", tmp_path / "kernel.cubin"]

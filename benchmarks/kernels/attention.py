@@ -128,20 +128,18 @@ def compare_tiles(num_tokens: int, repeats: int, spread: float) -> list[Row]:
 
 
 def compare_overlap(num_tokens: int, repeats: int, spread: float) -> list[Row]:
-    """Rows of our kernel that waits for exponentials, and of the overlapping one with other choices."""
+    """Rows of our kernel that waits for exponentials, and of the overlapping one with some rings of slots."""
     from lyra_ns.kernels import overlapped_attention as room
 
     parts = random_parts(num_tokens, spread)
     truth = exact_rows(parts)
     waiting = lambda *parts: attend(*parts, AttentionTiles())[0]  # noqa: E731
     rows = [_shown({"form": "waiting", **form_row(waiting, parts, truth, repeats)})]
-    before = room.NUM_SLOTS, room.POLYNOMIAL_EIGHTHS
-    choices = [*((before[0], eighths) for eighths in range(5)), (4, before[1])]
-    for room.NUM_SLOTS, room.POLYNOMIAL_EIGHTHS in choices:
+    before = room.NUM_SLOTS
+    for room.NUM_SLOTS in (before, 4):
         row = form_row(attend_in_triton, parts, truth, repeats)
-        settings = {"slots": room.NUM_SLOTS, "polynomial": room.POLYNOMIAL_EIGHTHS}
-        rows.append(_shown({"form": "overlapped", **settings, **row}))
-    room.NUM_SLOTS, room.POLYNOMIAL_EIGHTHS = before
+        rows.append(_shown({"form": "overlapped", "slots": room.NUM_SLOTS, **row}))
+    room.NUM_SLOTS = before
     return rows
 
 

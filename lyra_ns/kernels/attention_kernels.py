@@ -22,7 +22,7 @@ _LN_2 = tl.constexpr(math.log(2))
 
 
 @triton.jit
-def exp2_by_polynomial(x):
+def _exp2_by_polynomial(x):
     """2^x for x <= 127 without the special function unit; relative error under 2^-13, far inside bfloat16."""
     x = tl.maximum(x, -126.0)
     # Adding 1.5 2^23 rounds to a whole number, which then stands in the low bits.
@@ -44,7 +44,7 @@ def _exp2(x, columns, QUARTERS: tl.constexpr):
         return tl.exp2(x)
     else:
         by_polynomial = (columns // 8) % 4 < QUARTERS
-        return tl.where(by_polynomial[None, :], exp2_by_polynomial(x), tl.exp2(x))
+        return tl.where(by_polynomial[None, :], _exp2_by_polynomial(x), tl.exp2(x))
 
 
 @triton.jit

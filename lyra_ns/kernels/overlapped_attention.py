@@ -22,8 +22,6 @@ ROWS = 64
 """Queries of a group of four warps."""
 NUM_SLOTS = 6
 """Tiles of keys, and of values, that shared memory holds at once."""
-POLYNOMIAL_EIGHTHS = 2
-"""Eighths of the exponentials that are computed by a polynomial, beside the special function unit."""
 REGISTERS = 65536 // ((GROUPS.value + 1) * 128) // 8 * 8
 """Registers of a thread: as many as all threads of the one program of a multiprocessor can have."""
 
@@ -62,7 +60,6 @@ def attend_overlapped(
             num_tokens // OVERLAPPED_KEYS,
             NUM_SLOTS=NUM_SLOTS,
             REGISTERS=REGISTERS,
-            EIGHTHS=POLYNOMIAL_EIGHTHS,
             num_warps=4,
             maxnreg=REGISTERS,
         )

@@ -3,7 +3,9 @@
 A program holds three groups of four warps with 64 queries each, and one more part that only copies keys and
 values into a ring of slots in shared memory. Each group waits for its scores and overlaps the product of the
 last weights with the values; the exponentials of one group overlap with the products of the others. Two
-groups that also multiply their next scores ahead are slower: the copies serve fewer queries.
+groups that also multiply their next scores ahead are slower: the copies serve fewer queries. So is a share of
+the exponentials by polynomial, which pays where a kernel waits for them (attention_kernels.py): here every
+instruction more costs, on an H200 six hundredths for an eighth of them.
 
 Gluon and not Triton, whose compiler waits for every product before the first use of anything after it. Scores
 and shifts are in powers of two, as in attention_kernels.py.
@@ -24,7 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from lyra_ns.kernels.attention_kernels import HEADROOM, LEAST_SUM, exp2_by_polynomial
+from lyra_ns.kernels.attention_kernels import HEADROOM, LEAST_SUM
 
 LANES = gl.constexpr(8)
 """Columns of a tile whose weights each thread sums on its own: additions between threads come once, last."""
@@ -85,19 +87,6 @@ def _start_scores(query, key_slots, key_ready, tile, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def _weights(scores, scale, shift, EIGHTHS: gl.constexpr):
-    """Powers of two, EIGHTHS of whose columns by the polynomial: both units work at once."""
-    x = scores * scale - shift[:, None]
-    if EIGHTHS == 0:
-        return gl.exp2(x)
-    else:
-        columns = gl.arange(0, x.type.shape[1], gl.SliceLayout(0, x.type.layout))
-        # Which columns a thread holds is known to the compiler: no branch is left.
-        by_polynomial = ((columns // 8) % 8 < EIGHTHS)[None, :]
-        return gl.where(by_polynomial, exp2_by_polynomial(x), gl.exp2(x))
-
-
-@gluon.jit
 def _add_up(weights):
     """Each thread's own sums of the weights of a tile."""
     ROWS: gl.constexpr = weights.type.shape[0]
@@ -118,18 +107,18 @@ def _start_values(weights, mixed, value_slots, value_ready, tile, LAYOUT: gl.con
 @gluon.jit
 def _mix(
     query, scores, scale, shift, mixed, key_slots, value_slots, key_ready, value_ready, key_free, value_free,
-    num_tiles, EIGHTHS: gl.constexpr, SCORES: gl.constexpr, WEIGHTS: gl.constexpr,
+    num_tiles, SCORES: gl.constexpr, WEIGHTS: gl.constexpr,
 ):  # fmt: skip
     """(weighted values, sums of weights) of all tiles from the scores of the first one."""
     NUM_SLOTS: gl.constexpr = key_slots.type.shape[0]
-    weights = _weights(scores, scale, shift, EIGHTHS)
+    weights = gl.exp2(scores * scale - shift[:, None])
     total = _add_up(weights)
     for tile in range(num_tiles - 1):
         scores = _start_scores(query, key_slots, key_ready, tile + 1, SCORES)
         mixing = _start_values(weights, mixed, value_slots, value_ready, tile, WEIGHTS)
         scores = warpgroup_mma_wait(1, deps=[scores])
         mbarrier.arrive(key_free.index((tile + 1) % NUM_SLOTS), count=1)
-        weights = _weights(scores, scale, shift, EIGHTHS)
+        weights = gl.exp2(scores * scale - shift[:, None])
         total += _add_up(weights)
         # The product with the last values reads its weights from registers, which the new ones overwrite:
         # they pass through the wait, so as not to be rounded before it.
@@ -143,7 +132,6 @@ def _mix(
 def _attend_rows(
     group, query_slots, query_ready, key_slots, value_slots, key_ready, value_ready, key_free, value_free,
     score_scale, centre, radius, out, logsumexp, marked, num_tokens, num_heads, num_tiles,
-    EIGHTHS: gl.constexpr,
 ):  # fmt: skip
     """Attention of one group's queries over all keys."""
     KEYS: gl.constexpr = key_slots.type.shape[1]
@@ -167,7 +155,7 @@ def _attend_rows(
     mixed = gl.zeros([ROWS, DIM], gl.float32, mixed_layout)
     mixed, total = _mix(
         query, scores, scale, shift, mixed, key_slots, value_slots, key_ready, value_ready, key_free,
-        value_free, num_tiles, EIGHTHS, score_layout, weight_layout,
+        value_free, num_tiles, score_layout, weight_layout,
     )  # fmt: skip
     total = gl.convert_layout(gl.sum(total, 1), row_layout)
     group_of_head = gl.program_id(0) * GROUPS + group
@@ -189,7 +177,7 @@ def _attend_rows(
 def attend_overlapped_kernel(
     queries, keys, values, score_scale, key_centre, key_radius, out, logsumexp, marked, num_tokens, num_heads,
     num_tiles,
-    NUM_SLOTS: gl.constexpr, REGISTERS: gl.constexpr, EIGHTHS: gl.constexpr,
+    NUM_SLOTS: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Attention of GROUPS groups of queries of one head; marks groups whose bound has failed."""
     ROWS: gl.constexpr = queries.block_type.shape[0]
@@ -217,18 +205,7 @@ def attend_overlapped_kernel(
             queries, [row + group * ROWS, column], query_ready, query_slots.index(group)
         )
     slots = (key_slots, value_slots, key_ready, value_ready, key_free, value_free)
-    results = (
-        score_scale,
-        key_centre,
-        key_radius,
-        out,
-        logsumexp,
-        marked,
-        num_tokens,
-        num_heads,
-        num_tiles,
-        EIGHTHS,
-    )
+    results = (score_scale, key_centre, key_radius, out, logsumexp, marked, num_tokens, num_heads, num_tiles)
     shared = (query_slots, query_ready) + slots + results  # noqa: RUF005
     copied = (keys, values) + slots + (column, num_tiles)  # noqa: RUF005
     # As many registers for the part that copies as for the others: with fewer, the assembler lets no two
