@@ -251,3 +251,27 @@ def test_arguments_of_the_command_line():
     assert command.checkpoint == "shipped"
     evaluate = tyro.cli(Evaluate, args=["data", "--num-scenes", "2", "--num-trajectories", "1", "6"])
     assert (evaluate.num_scenes, evaluate.num_trajectories) == (2, (1, 6))
+
+
+@pytest.mark.parametrize("numbers", [(), (0,), (1, 7)])
+def test_evaluate_refuses_numbers_of_trajectories_before_it_measures(tmp_path, numbers):
+    with pytest.raises(ValueError, match="--num-trajectories from 1 to 6"):
+        Evaluate(data=tmp_path / "none", num_trajectories=numbers).run()
+
+
+@pytest.mark.parametrize("size", [(100, 256), (160, 100), (0, 256)])
+def test_photo_check_names_the_sizes_that_it_can_have(tmp_path, size):
+    with pytest.raises(ValueError, match=f"--height and --width in multiples of 16.* found {size[0]}"):
+        PhotoCheck(output=tmp_path, height=size[0], width=size[1]).run()
+
+
+@pytest.mark.parametrize("command", [Reconstruct, Evaluate])
+def test_a_share_of_all_gaussians_is_not_dropped(tmp_path, command):
+    output = tmp_path / ("a.ply" if command is Reconstruct else "a.json")
+    with pytest.raises(ValueError, match=r"--prune-ratio .* found 1\.5"):
+        command(data=tmp_path / "none", output=output, prune_ratio=1.5).run()
+
+
+def test_reconstruct_refuses_moments_outside_the_scene(tmp_path):
+    with pytest.raises(ValueError, match="--time from 0 to 1, found 2"):
+        Reconstruct(data=tmp_path / "none", output=tmp_path / "a.ply", time=2.0).run()

@@ -95,7 +95,7 @@ def test_reconstruct_reads_the_scene_and_trajectories_asked_for(walls, checkpoin
         ({"trajectories": ()}, r"trajectories \[0, 1, 5\], found \[\]"),
         ({"output": Path("scene.obj")}, r"\.ply, \.splat, \.html, found 'scene\.obj'"),
         ({"time": 0.5}, "static and has no moments"),
-        ({"prune_ratio": 1.0}, r"prune ratio must be in \[0, 1\)"),
+        ({"prune_ratio": 1.0}, r"--prune-ratio from 0 to below 1"),
         ({"checkpoint": "nowhere.safetensors"}, "no decoder at nowhere"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import tracemalloc
 from dataclasses import replace
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from lyra_ns.cameras import CameraPath
 from lyra_ns.data.exr import write_exr
 from lyra_ns.data.resizing import resize_rgb
 from lyra_ns.data.video_files import VideoSize, video_bytes
+from lyra_ns.generation import generate as generate_module
 from lyra_ns.generation import inputs
 from lyra_ns.generation.depth import choice
 from lyra_ns.generation.depth.choice import load_depth
@@ -23,6 +26,7 @@ from lyra_ns.generation.depth.depth_file import read_depth_file
 from lyra_ns.generation.depth.estimator import PlaneDepth
 from lyra_ns.generation.depth.moge import MoGeDepth
 from lyra_ns.generation.depth.vipe import ViPEClip
+from lyra_ns.generation.generate import generate
 from lyra_ns.generation.image_files import read_image
 from lyra_ns.generation.inputs import (
     SourceFrames,
@@ -364,3 +368,39 @@ def test_depth_sources_are_named_and_reasons_given(monkeypatch):
     monkeypatch.setattr(choice, "why_no_moge", lambda: None)
     monkeypatch.setattr(choice, "load_moge", lambda version, device: MoGeDepth(torch.nn.Identity(), version))
     assert load_depth("auto").estimator.name == "moge-v1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prune_ratio": 1.5}, "--prune-ratio from 0 to below 1, found 1.5"),
+        ({"prune_ratio": float("nan")}, "--prune-ratio"),
+        ({"plucker_dtype": "float16"}, "as plucker_dtype, found 'float16'"),
+        ({"ray_dtype": "half"}, "as ray_dtype"),
+        ({"fov": 180.0}, "--fov between 0 and 180"),
+        ({"centre_quantile": 1.0}, "--centre-quantile"),
+        ({"pose_scale": 0.0}, "--pose-scale above 0"),
+    ],
+)
+def test_numbers_that_no_scene_has_are_refused_before_any_work(tmp_path, changes, message):
+    saved(tmp_path / "x.png", Image.fromarray(colours()))
+    given = settings(input=tmp_path / "x.png", output=tmp_path / "out", checkpoint="never read")
+    for name, value in changes.items():
+        setattr(given, name, value)
+    with pytest.raises(ValueError, match=message):
+        generate(given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_renderer_that_is_not_there_is_told_before_the_clips_are_made(tmp_path, monkeypatch):
+    def refuse(given, device):
+        assert given.response == "ray3d"
+        raise ValueError("response 'ray3d' needs a gsplat with 3DGUT")
+
+    monkeypatch.setattr(generate_module, "choose_renderer", refuse)
+    saved(tmp_path / "x.png", Image.fromarray(colours()))
+    given = settings(input=tmp_path / "x.png", output=tmp_path / "out", response="ray3d", device="cpu")
+    printed = io.StringIO()
+    with pytest.raises(ValueError, match="3DGUT"):
+        generate(given, Console(file=printed))
+    assert "[2/" not in printed.getvalue()

@@ -20,7 +20,7 @@ from lyra_ns.data.video_files import video_bytes
 from lyra_ns.data.writer import write_clip
 from lyra_ns.generation.make_data.jobs import Shard, missing_jobs
 from lyra_ns.generation.make_data.plan import Plan, chosen_scenes, extended_plan
-from lyra_ns.generation.make_data.run import make_data
+from lyra_ns.generation.make_data.run import RunOptions, make_data
 from lyra_ns.generation.make_data.scene_paths import in_forward_time, noise_seed, scene_path
 from lyra_ns.generation.make_data.settings import MakeDataSettings, settings_digest
 from lyra_ns.generation.make_data.sources import FoundScene, FoundScenes, find_scenes
@@ -326,3 +326,18 @@ def test_plan_is_plain_json(pictures: Path, tmp_path: Path) -> None:
     content = json.loads((tmp_path / "out" / "plan.json").read_text())
     assert content["settings"]["teacher"]["teacher"] == "warp"
     assert content["settings_digest"] == settings_digest(SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("centre_quantile", 1.0), ("fov_x", 180.0), ("distance_factor", float("inf")), ("pose_scale", 0.0)],
+)
+def test_numbers_with_which_every_clip_would_fail_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match="field of view" if name == "fov_x" else name):
+        replace(SETTINGS, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["num_workers", "clips_per_job"])
+def test_negative_numbers_of_workers_and_clips_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"expected {name} of 0 or more, found -1"):
+        RunOptions(**{name: -1})

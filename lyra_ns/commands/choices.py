@@ -34,12 +34,23 @@ class DecoderChoice:
     device: str = "auto"
     """auto, cpu or cuda."""
 
+    def check_decoder(self) -> None:
+        """ValueError for options that no decoder can be run with; commands ask before their long work."""
+        if not 0 <= self.prune_ratio < 1:
+            raise ValueError(
+                f"expected --prune-ratio from 0 to below 1, found {self.prune_ratio}: 0.8 keeps one in five"
+            )
+        for name in ("plucker_dtype", "ray_dtype"):
+            if getattr(self, name) not in ("float32", "bfloat16"):
+                raise ValueError(f"expected float32 or bfloat16 as {name}, found {getattr(self, name)!r}")
+
     def reconstructor(self, latents: VideoLatentSpec) -> Reconstructor:
         """The feed-forward pass on the chosen device for latents such as these (`LyraStore.spec`)."""
         from lyra_ns.codec import codec_for
         from lyra_ns.commands.any_decoder import load_any_decoder
         from lyra_ns.reconstruction import Reconstructor
 
+        self.check_decoder()
         if self.codec == "auto" and latents.codec == "unknown":
             raise ValueError(
                 "the data has no manifest that names the codec of its latents: give --codec cosmos:PATH "
@@ -59,6 +70,14 @@ class DecoderChoice:
             response = "ewa"
         settings = RenderSettings(response=response)
         return RenderSettings(response=choose_renderer(settings, reconstruct.device).response)
+
+
+def check_height_and_width(height: int, width: int) -> None:
+    """ValueError for sizes of clips that decoders cannot read."""
+    if min(height, width) < 16 or height % 16 or width % 16:
+        raise ValueError(
+            f"expected --height and --width in multiples of 16, as decoders need, found {height} and {width}"
+        )
 
 
 def chosen_device(name: str) -> torch.device:

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import tyro
 
+from lyra_ns.commands.choices import check_height_and_width
+
 
 @dataclass
 class SampleData:
@@ -46,11 +48,7 @@ class SampleData:
         """Write the data set and say how to use it."""
         from lyra_ns.synthetic import write_sample_data
 
-        if self.height % 16 or self.width % 16:
-            raise ValueError(
-                "expected --height and --width in multiples of 16, as decoders need, "
-                f"found {self.height} and {self.width}"
-            )
+        check_height_and_width(self.height, self.width)
         write_sample_data(
             self.output,
             num_scenes=self.num_scenes,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from lyra_ns.commands.choices import DecoderChoice
+from lyra_ns.commands.choices import DecoderChoice, check_height_and_width
 
 if TYPE_CHECKING:
     from lyra_ns.data.store import LyraStore
@@ -42,6 +42,9 @@ class Evaluate(DecoderChoice):
 
         if self.output is not None and self.output.suffix != ".json":
             raise ValueError(f"--output must end in .json, found {self.output.name!r}")
+        self.check_decoder()
+        if not self.num_trajectories or not all(1 <= number <= 6 for number in self.num_trajectories):
+            raise ValueError(f"expected --num-trajectories from 1 to 6, found {self.num_trajectories}")
         store = LyraStore(self.data)
         names, chosen_by = held_out_names(store, self.num_scenes)
         reconstruct = self.reconstructor(store.spec)
@@ -153,6 +156,7 @@ class PhotoCheck(DecoderChoice):
         from lyra_ns.evaluation.report import environment
         from lyra_ns.perceptual import load_lpips
 
+        check_height_and_width(self.height, self.width)
         reconstruct = self.reconstructor(VideoLatentSpec("linear"))
         settings = self.render_settings(reconstruct)
         check = check_photo(

@@ -54,6 +54,9 @@ class Reconstruct(DecoderChoice):
 
         if self.output.suffix not in SUFFIXES:
             raise ValueError(f"--output must end in {', '.join(SUFFIXES)}, found {self.output.name!r}")
+        self.check_decoder()
+        if self.time is not None and not 0 <= self.time <= 1:
+            raise ValueError(f"expected --time from 0 to 1, found {self.time}")
         device = chosen_device(self.device)
         with explaining_exhaustion(device):
             self._run(device)

@@ -63,7 +63,7 @@ from lyra_ns.generation.scene_plan import ScenePlan, plan_scene
 from lyra_ns.generation.settings import GenerateSettings
 from lyra_ns.generation.teachers.interface import CameraVideoTeacher, TeacherClip, TeacherRequest
 from lyra_ns.reconstruction import Reconstructor
-from lyra_ns.rendering import RenderSettings
+from lyra_ns.rendering import RenderSettings, choose_renderer
 
 NUM_STAGES = {"make": 8, "preview": 4, "decode": 5}
 """Stages from pictures, of a dry run, and from latents."""
@@ -115,6 +115,8 @@ class _Run:
         with self.progress.stage("decoder read"):
             self.decoder = load_any_decoder(settings.checkpoint, settings.config).eval()
         self.size = clip_size(settings, self.decoder)
+        # Here, because clips take long and would be lost where the renderer that is asked for is not there.
+        choose_renderer(RenderSettings(response=settings.response), self.device)
 
     def from_source(self, kind: InputKind) -> GeneratedScene:
         """The scene of an image, a video, ViPE's output or a prompt."""

@@ -107,6 +107,14 @@ class GenerateSettings(DecoderChoice):
             raise ValueError("expected an input or a prompt, found neither: give a file, or --prompt")
         if self.fov is not None and self.intrinsics is not None:
             raise ValueError("expected --fov or --intrinsics, found both, which may differ: leave one out")
+        self.check_decoder()
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        if self.fov is not None and not 0 < self.fov < 180:
+            raise ValueError(f"expected --fov between 0 and 180 degrees, found {self.fov}")
+        if not 0 < self.centre_quantile < 1:
+            raise ValueError(f"expected --centre-quantile between 0 and 1, found {self.centre_quantile}")
         if not 1 <= self.num_trajectories <= 6:
             raise ValueError(
                 f"expected --num-trajectories from 1 to 6, found {self.num_trajectories}: name further paths "
@@ -121,6 +129,8 @@ class GenerateSettings(DecoderChoice):
             raise ValueError("--num-gpus is for clips that are made, and replay reads them: leave it out")
         if not 0 < self.distance_factor < float("inf"):
             raise ValueError(f"expected --distance-factor above 0, found {self.distance_factor}")
+        if not isinstance(self.pose_scale, str) and not 0 < self.pose_scale < float("inf"):
+            raise ValueError(f"expected --pose-scale above 0, or auto, found {self.pose_scale}")
         if not isinstance(self.units, str) and not 0 < self.units < float("inf"):
             raise ValueError(f"expected --units above 0, fitted or scene, found {self.units}")
         if self.fps is not None and not 0 < self.fps < float("inf"):

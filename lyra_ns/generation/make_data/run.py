@@ -60,6 +60,11 @@ class RunOptions:
     retry_failed: bool = False
     """Whether what failed in earlier runs is tried again."""
 
+    def __post_init__(self) -> None:
+        for name in ("num_workers", "clips_per_job"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"expected {name} of 0 or more, found {getattr(self, name)}")
+
 
 def make_data(
     source: Path, output: Path, settings: MakeDataSettings, options: RunOptions | None = None

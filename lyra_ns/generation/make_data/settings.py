@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -96,11 +97,13 @@ class MakeDataSettings:
             )
         if self.teacher.samples_at_once < 1:
             raise ValueError(f"expected samples_at_once of 1 or more, found {self.teacher.samples_at_once}")
-        if not self.distance_factor > 0 or not self.pose_scale > 0:
-            raise ValueError(
-                f"expected distance_factor and pose_scale above 0, found {self.distance_factor} and "
-                f"{self.pose_scale}"
-            )
+        for name in ("distance_factor", "pose_scale"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"expected {name} above 0, found {getattr(self, name)}")
+        if not 0 < self.centre_quantile < 1:
+            raise ValueError(f"expected centre_quantile between 0 and 1, found {self.centre_quantile}")
+        if not 0 < self.fov_x < 180:
+            raise ValueError(f"expected a field of view between 0 and 180 degrees, found {self.fov_x}")
 
 
 def settings_as_json(settings: MakeDataSettings) -> dict[str, Any]:
