@@ -286,6 +286,9 @@ def test_manifest_lists_the_scenes(tmp_path):
     assert store.listing == {"a": [0, 1]}
     assert (store.spec.codec, store.spec.digest) == ("linear", "0123456789abcdef")
     assert store.manifest.splits == {"train": ["a"]}
+    assert "focal_lengths" not in json.loads(path.read_text()), "nothing here measures them"
+    write_manifest(tmp_path, replace(manifest, focal_lengths=[0.5, 2.0]))
+    assert read_manifest(tmp_path).focal_lengths == [0.5, 2.0]
     path.write_text("[]")
     assert LyraStore(tmp_path).names == ["a", "b"]
     path.write_text("{")

@@ -313,7 +313,7 @@ def test_dynamic_data_runs_forward_in_time(tmp_path, bank, atlas):
     store = LyraStore(tmp_path)
     assert store.is_dynamic
     assert store.manifest.flipped_pose_order == "as_is"
-    write_manifest(tmp_path, replace(store.manifest, flipped_pose_order="auto"))
+    write_manifest(tmp_path, replace(store.manifest, flipped_pose_order="auto", focal_lengths=None))
     write_sample_data(tmp_path, 1, dynamic=True, num_workers=1, **settings)
     assert read_manifest(tmp_path) == store.manifest, "manifests of earlier versions are completed"
     scene = store.scene("dynamic_000000")

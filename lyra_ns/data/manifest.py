@@ -58,8 +58,8 @@ class Manifest:
     """Versions of the software that wrote it."""
     codec_digest: str = ""
     """Fingerprint of that codec's weights (`VideoLatentSpec.digest`); empty where it is not known."""
-    focal_lengths: list[float] = field(default_factory=lambda: [0.9, 0.9])
-    """Shortest and longest focal length of generated data, in image widths."""
+    focal_lengths: list[float] | None = None
+    """Shortest and longest focal length of procedural data, in image widths; None where nothing says them."""
     flipped_pose_order: FlippedPoseOrder = "auto"
     """How poses of views 6 to 11 of dynamic scenes are stored; `auto` leaves it to a look at each scene."""
 
@@ -68,6 +68,8 @@ def write_manifest(root: Path, manifest: Manifest) -> Path:
     """Writes ROOT/manifest.json whole and returns its path."""
     path = root / FILE_NAME
     content = {"format": FORMAT, **asdict(manifest)}
+    if manifest.focal_lengths is None:
+        del content["focal_lengths"]
     write_whole(path, json.dumps(content, indent=1).encode())
     return path
 

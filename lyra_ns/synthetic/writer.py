@@ -186,6 +186,12 @@ def _first_manifest(jobs: SceneJobs, codec_digest: str) -> Manifest:
     earlier = read_manifest(jobs.root)
     if earlier is None:
         return fresh
+    # Manifests of earlier versions do not say what always held.
+    earlier = replace(
+        earlier,
+        focal_lengths=earlier.focal_lengths or list(USUAL_FOCAL_LENGTHS),
+        flipped_pose_order=fresh.flipped_pose_order,
+    )
     for key in (
         "codec", "codec_digest", "num_frames", "height", "width", "is_dynamic", "seed", "focal_lengths",
     ):  # fmt: skip
@@ -199,8 +205,7 @@ def _first_manifest(jobs: SceneJobs, codec_digest: str) -> Manifest:
             f"{jobs.root} was written with other textures ({earlier.versions['textures']}, now {digest}): "
             "take another output folder, or the same texture atlas"
         )
-    # Manifests of earlier versions do not say what always held.
-    return replace(earlier, flipped_pose_order=fresh.flipped_pose_order)
+    return earlier
 
 
 def _with_scene(manifest: Manifest, jobs: SceneJobs, index: int) -> Manifest:
