@@ -243,7 +243,7 @@ def test_moge_gives_depth_and_camera(monkeypatch, version, metric, weights):
 
 def test_a_missing_moge_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "moge", None)
-    with pytest.raises(ValueError, match="pip install dlr-moge"):
+    with pytest.raises(ValueError, match=r"pip install 'lyra-ns\[moge\]'"):
         load_moge()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from small_pipelines import small_language_model, small_stable_diffusion
 from transformers import GPT2LMHeadModel, PreTrainedModel
@@ -89,3 +90,26 @@ def test_folders_that_lack_files_are_told_as_folders(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(FileNotFoundError, match=rf"the folder {folder} could not be loaded"):
         load(folder)
+
+
+def test_a_hub_that_cannot_be_reached_is_named_as_the_cause() -> None:
+    """As diffusers does it: what is told at the end is a missing file, and the network stands behind it."""
+
+    def load_offline(place: str) -> None:
+        try:
+            try:
+                raise ConnectionError("[Errno -2] Name or service not known")
+            except ConnectionError as error:
+                raise LocalEntryNotFoundError("Cannot find the requested files") from error
+        except LocalEntryNotFoundError:
+            raise OSError(f"{place} does not appear to have a file named model_index.json")  # noqa: B904
+
+    with pytest.raises(FileNotFoundError, match=r"the hub cannot be reached: .*Name or service") as caught:
+        load_pretrained(load_offline, "owner/name", "text to image")
+    assert "does not appear" not in str(caught.value)
+
+    def load_gated(place: str) -> None:
+        raise OSError(f"{place} is a gated repository")
+
+    with pytest.raises(FileNotFoundError, match=r"\(owner/name is a gated repository\)"):
+        load_pretrained(load_gated, "owner/name", "text to image")

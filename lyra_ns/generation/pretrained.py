@@ -100,7 +100,7 @@ def _unreadable(location: str, folder: Path, purpose: str, error: Exception) -> 
     """What to say where a folder, or a hub id, gives no weights."""
     if not folder.is_dir():
         return FileNotFoundError(
-            f"{purpose}: the weights at {location} could not be loaded ({first_line(error)}): download them "
+            f"{purpose}: the weights at {location} could not be loaded ({_cause(error)}): download them "
             f"where there is a network with `hf download {location}` (gated ones after `hf auth login`), or "
             "give the path of a complete folder"
         )
@@ -110,6 +110,18 @@ def _unreadable(location: str, folder: Path, purpose: str, error: Exception) -> 
         f"{purpose}: the folder {folder} could not be loaded ({reason}): copy or convert it again, so that "
         "it is complete"
     )
+
+
+def _cause(error: Exception) -> str:
+    """Why a hub id gives no weights; where no hub was reached diffusers speaks of a missing file."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    chain: list[BaseException] = [error]
+    while (earlier := chain[-1].__cause__ or chain[-1].__context__) is not None and earlier not in chain:
+        chain.append(earlier)
+    if any(isinstance(link, LocalEntryNotFoundError) for link in chain):
+        return f"the hub cannot be reached: {first_line(chain[-1])}"
+    return first_line(error)
 
 
 def _missing_parts(folder: Path) -> list[str]:
@@ -137,7 +149,7 @@ def missing_weights(loaded: Any) -> list[str]:
     ]
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error says, without what follows its first line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
 

@@ -65,7 +65,7 @@ def load_depth(choice: str, device: torch.device | str = "cpu") -> ChosenDepth:
 def why_no_moge() -> str | None:
     """What of MoGe is not there, package or weights; None if it can be used without a download."""
     if importlib.util.find_spec("moge") is None:
-        return "MoGe is not installed: pip install dlr-moge"
+        return "MoGe is not installed: pip install 'lyra-ns[moge]'"
     from huggingface_hub import try_to_load_from_cache
 
     if not isinstance(try_to_load_from_cache(CHECKPOINTS["v1"], MOGE_WEIGHTS), str):

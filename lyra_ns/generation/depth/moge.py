@@ -66,8 +66,8 @@ def load_moge(
         module = importlib.import_module(f"moge.model.{version}")
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"depth by MoGe needs the package moge, found none ({error}): `pip install dlr-moge`, or choose "
-            "another estimator"
+            f"depth by MoGe needs the package moge, found none ({error}): `pip install 'lyra-ns[moge]'`, or "
+            "choose another estimator"
         ) from error
     model = module.MoGeModel.from_pretrained(weights or CHECKPOINTS[version])
     return MoGeDepth(model.to(device).eval(), version)
