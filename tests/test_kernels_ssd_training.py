@@ -6,6 +6,8 @@ test_kernels_ssd_backward.py and on a GPU.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import Tensor
@@ -30,10 +32,14 @@ def draw() -> list[Tensor]:
 
 
 def backward_in_torch(grad_y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """What `ssd_backward` gives."""
-    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
-    with torch.enable_grad():
+    """What `ssd_backward` gives. Operators run below autograd, which a thread of its own has again."""
+
+    def gradients() -> tuple[Tensor, ...]:
+        leaves = [tensor.detach().requires_grad_() for tensor in inputs]
         return torch.autograd.grad(scan_states_in_torch(*leaves), leaves, grad_y)
+
+    with ThreadPoolExecutor(1) as thread:
+        return tuple(gradient.contiguous() for gradient in thread.submit(gradients).result())
 
 
 @pytest.fixture
@@ -42,7 +48,7 @@ def scans(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     results: list[Tensor] = []
 
     def forward(*inputs: Tensor) -> Tensor:
-        results.append(scan_states_in_torch(*inputs))
+        results.append(scan_states_in_torch(*inputs).contiguous())
         return results[-1]
 
     monkeypatch.setattr(ssd_training, "ssd_forward", forward)
@@ -77,3 +83,28 @@ def test_a_checkpoint_can_keep_the_result(scans: list[Tensor]) -> None:
     (found,) = torch.autograd.grad(kept.sum(), inputs[:1])
     assert (len(scans), len(calls)) == (1, 2)
     assert torch.equal(found, expected)
+
+
+@pytest.mark.usefixtures("scans")
+def test_a_second_derivative_is_an_error() -> None:
+    """Without it, what the gradients' gradients give would be missing from a sum without a word."""
+    inputs = draw()
+    y = ssd_bidirectional.scan_states_in_kernels(*inputs)
+    (gradient,) = torch.autograd.grad(y.square().sum(), inputs[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="scan_gradients"):
+        (gradient.square().sum() + inputs[0].square().sum()).backward()
+
+
+@pytest.mark.usefixtures("scans")
+def test_it_is_an_operator_that_torch_can_trace() -> None:
+    """Shapes and types without running it, its schema, and gradients through the tracer of torch.compile."""
+    torch.library.opcheck(torch.ops.lyra_ns.scan_states.default, tuple(draw()))
+    inputs = draw()
+    weighting = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1))
+
+    def block(*tensors: Tensor) -> Tensor:
+        return ssd_training.scan_with_gradient(tensors[0].sin(), *tensors[1:]).square()
+
+    traced = torch.compile(block, backend="aot_eager", fullgraph=True)
+    results = [torch.autograd.grad(function(*inputs), inputs, weighting) for function in (block, traced)]
+    torch.testing.assert_close(*results)
