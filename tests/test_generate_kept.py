@@ -268,17 +268,36 @@ def test_what_a_killed_run_left_beside_the_output_is_mended(tmp_path):
         pass
     output = tmp_path / "scene"
     partial, earlier = (tmp_path / f".scene.{dead.pid}.{what}" for what in ("partial", "earlier"))
-    own = tmp_path / f".scene.{os.getpid()}.partial"
-    for folder in (partial, earlier, own):
+    others = tmp_path / f".scene.{os.getppid()}.partial"
+    for folder in (partial, earlier, others):
         folder.mkdir()
     (earlier / "scene.ply").write_text("earlier")
     mend_output(output)
-    assert {path.name for path in tmp_path.iterdir()} == {"scene", own.name}
+    assert {path.name for path in tmp_path.iterdir()} == {"scene", others.name}
     assert (output / "scene.ply").read_text() == "earlier"
     earlier.mkdir()
     mend_output(output)
     assert not earlier.exists()
     assert (output / "scene.ply").exists()
+
+
+def test_a_run_with_the_number_of_the_one_that_was_killed_mends_what_that_left(tmp_path):
+    """Every container numbers its processes from 1."""
+    earlier = tmp_path / f".scene.{os.getpid()}.earlier"
+    earlier.mkdir()
+    mend_output(tmp_path / "scene")
+    assert [path.name for path in tmp_path.iterdir()] == ["scene"]
+
+
+def test_a_preview_that_was_killed_does_not_lock_the_folder(tmp_path):
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    output = tmp_path / "scene"
+    (output / f".preview.{dead.pid}.partial").mkdir(parents=True)
+    (output / f".preview.{dead.pid}.earlier").mkdir()
+    mend_output(output)
+    assert [path.name for path in output.iterdir()] == ["preview"]
+    check_output(output, None, overwrite=False, is_dry_run=False)
 
 
 def test_the_cache_is_gone_when_the_gaussians_are_made(files, tmp_path, monkeypatch):

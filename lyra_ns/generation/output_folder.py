@@ -68,15 +68,19 @@ def check_output(
 
 
 def mend_output(output: Path) -> None:
-    """Undo what a killed run has left beside `output`: half a result goes, what it moved aside comes back."""
+    """Undo what a killed run has left beside `output`: half a result goes, what it moved aside comes back.
+
+    The same for the preview in it.
+    """
     output = Path(os.path.realpath(output))
-    for path in _left_beside(output, "partial"):
-        shutil.rmtree(path)
-    for path in _left_beside(output, "earlier"):
-        if output.exists():
+    for folder in (output, output / PREVIEW):
+        for path in _left_beside(folder, "partial"):
             shutil.rmtree(path)
-        else:
-            path.rename(output)
+        for path in _left_beside(folder, "earlier"):
+            if folder.exists():
+                shutil.rmtree(path)
+            else:
+                path.rename(folder)
 
 
 def _left_beside(output: Path, ending: str) -> list[Path]:
@@ -84,7 +88,12 @@ def _left_beside(output: Path, ending: str) -> list[Path]:
     name = re.compile(rf"\.{re.escape(output.name)}\.(\d+)\.{ending}")
     beside = output.parent.iterdir() if output.parent.is_dir() else ()
     found = [(path, name.fullmatch(path.name)) for path in beside]
-    return sorted(path for path, match in found if match and not process_exists(int(match[1])))
+    return sorted(path for path, match in found if match and _is_dead(int(match[1])))
+
+
+def _is_dead(number: int) -> bool:
+    """Whether the run of a process is over; in containers the next run often has the number of the last."""
+    return number == os.getpid() or not process_exists(number)
 
 
 def _check_place(folder: Path) -> None:
