@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from small_make_data import ON_CPU, SETTINGS, save_picture
 from small_workers import FragileStage
@@ -27,10 +29,12 @@ from lyra_ns.generation.make_data.plan import PlannedScene
 from lyra_ns.generation.make_data.progress import RunProgress, in_words
 from lyra_ns.generation.make_data.ray_workers import ray_workers
 from lyra_ns.generation.make_data.run import RunOptions, make_data
+from lyra_ns.generation.make_data.stages import DoJob
 from lyra_ns.generation.make_data.workers import (
     MOST_DEATHS,
     LocalWorker,
     ProcessWorker,
+    ThreadWorker,
     local_workers,
     run_jobs,
     visible_gpus,
@@ -172,6 +176,50 @@ def test_workers_that_die_one_after_the_other_end_the_run() -> None:
     with pytest.raises(ValueError, match="died one after the other"):
         next(results)
     assert worker.num_restarts == MOST_DEATHS - 1
+
+
+class WaitingStage:
+    """Its first job lasts until another worker has done all others."""
+
+    def __init__(self) -> None:
+        self.others_done = threading.Event()
+        self.threads: list[threading.Thread] = []
+
+    def start(self, device: torch.device) -> DoJob:
+        def work(job: Job) -> None:
+            self.threads.append(threading.current_thread())
+            if not self.others_done.wait(20):
+                raise ValueError("the other worker got nothing to do meanwhile")
+
+        return work
+
+
+def test_others_get_their_jobs_while_this_process_works() -> None:
+    stage, done = WaitingStage(), []
+    other = LocalWorker(FragileStage(), "cpu")
+    for result in run_jobs([other, ThreadWorker(stage, "cpu")], jobs_called(*"abcd")):
+        assert result.failure is None
+        done.append(result.job.scene.name)
+        if len(done) == 3:
+            stage.others_done.set()
+    assert sorted(done) == [*"abcd"]
+    assert done[-1] == "b"
+    assert stage.threads[0].daemon, "Ctrl-C would wait for the clip"
+
+
+class DyingStage:
+    """Something that is no Exception goes wrong."""
+
+    def start(self, device: torch.device) -> DoJob:
+        def work(job: Job) -> None:
+            raise SystemExit("out")
+
+        return work
+
+
+def test_whatever_ends_a_thread_is_told() -> None:
+    with pytest.raises(SystemExit, match="out"):
+        list(run_jobs([ThreadWorker(DyingStage(), "cpu")], jobs_called("a")))
 
 
 def test_every_gpu_gets_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from lyra_ns.generation.kept_clips import KeptClips
 from lyra_ns.generation.make_data.jobs import Job
 from lyra_ns.generation.make_data.plan import PlannedScene
 from lyra_ns.generation.make_data.stages import DoJob
-from lyra_ns.generation.make_data.workers import LocalWorker, ProcessWorker, Worker, run_jobs, visible_gpus
+from lyra_ns.generation.make_data.workers import ProcessWorker, ThreadWorker, Worker, run_jobs, visible_gpus
 from lyra_ns.generation.teachers.interface import CameraVideoTeacher, TeacherClip, TeacherRequest
 from lyra_ns.generation.teachers.registry import TeacherChoice, load_teacher
 from lyra_ns.generation.teachers.requests import cache_on
@@ -123,14 +123,14 @@ def _workers(
     count: int,
     device: torch.device,
 ) -> list[Worker]:
-    """Processes for all GPUs but the first, and this process, which comes last since its work blocks it."""
+    """Processes for all GPUs but the first, and this process."""
     stored = io.BytesIO()
     if count > 1:
         torch.save([_on_cpu(request) for request in requests], stored)
     stage = TeacherStage(choice, stored.getvalue(), kept)
     gpus = visible_gpus() if device.type == "cuda" else []
     others = [ProcessWorker(stage, device.type, gpus[number] if gpus else None) for number in range(1, count)]
-    return [*others, LocalWorker(LoadedStage(teacher, requests, kept), str(device))]
+    return [*others, ThreadWorker(LoadedStage(teacher, requests, kept), str(device))]
 
 
 def _on_cpu(request: TeacherRequest) -> TeacherRequest:

@@ -114,6 +114,26 @@ class LocalWorker:
         return False
 
 
+class ThreadWorker(LocalWorker):
+    """This process, which meanwhile hands out jobs to others.
+
+    A job that is not done when the program ends does not hold it up.
+    """
+
+    def submit(self, job: Job) -> Future[JobResult]:
+        """Starts the job in a thread."""
+        future: Future[JobResult] = Future()
+        threading.Thread(target=_fulfil, args=(future, self._worker, job), daemon=True).start()
+        return future
+
+
+def _fulfil(future: Future[JobResult], worker: StageWorker, job: Job) -> None:
+    try:
+        future.set_result(worker.work(job))
+    except BaseException as error:  # Else nobody would ever learn of it.
+        future.set_exception(error)
+
+
 @dataclass
 class ProcessWorker:
     """A fresh process (a forked one could not use CUDA)."""
