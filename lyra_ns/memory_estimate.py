@@ -10,13 +10,13 @@ Shape letters: V views, T latent frames, h w latent cells; a token is a patch of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from lyra_ns.conditioning import CHEAP_VIEWS, RAYS_AT_ONCE
 from lyra_ns.decoder_config import DecoderConfig, block_kinds
 from lyra_ns.device_memory import GIB
 from lyra_ns.gaussians import NUM_RAW_CHANNELS, num_kept
 from lyra_ns.ssd import KERNEL_CHUNK
+from lyra_ns.ssd_bidirectional import ScanForm
 from lyra_ns.ssd_states import TORCH_CHUNK
 
 FLOAT32, BFLOAT16, INT64 = 4, 2, 8
@@ -47,9 +47,6 @@ NUM_SEGMENTS = 8
 """Pieces of the sequence whose last states our own kernels hold, each of both directions."""
 UNCOUNTED = 1 / 64
 """Share for what is small: cast weights, rounded allocations, sums over segments."""
-
-ScanForm = Literal["reference", "chunked", "mamba_ssm", "fused", "fused_in_mamba_ssm", "fused_in_torch"]
-"""Form of the scan; of the fused form, what computes its states: our own kernels, mamba-ssm or torch."""
 
 CHUNKED_LATENT_FRAMES = 2
 """Latent frames whose raw channels exist at once in the chunked way."""

@@ -21,7 +21,8 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from lyra_ns.decoder_blocks import TransformerBlock
 from lyra_ns.decoder_config import DecoderConfig, block_kinds
-from lyra_ns.ssd import ScanName, why_no_fused
+from lyra_ns.ssd import ScanName
+from lyra_ns.ssd_bidirectional import ScanForm, runs_scan_kernels, scan_form
 
 RecomputePolicy = Literal["none", "states", "scans", "all"]
 """What is computed again in the backward pass, from the fastest to the smallest."""
@@ -43,7 +44,7 @@ def run_block(
     if policy in ("states", "scans") and isinstance(block, TransformerBlock):
         tokens = tokens + block.attn(block.norm1(tokens))
         return _recomputed(_Perceived(block), tokens)
-    if policy == "states" and tokens.is_cuda and not why_no_fused():
+    if policy == "states" and runs_scan_kernels(tokens.device):
         return _recomputed(block, tokens, keeping_states)
     return _recomputed(block, tokens)
 
@@ -84,11 +85,12 @@ def choose_policy(
         return config.recompute
     if device.type != "cuda":
         return "none"
-    return policy_for_memory(config, num_tokens, scan, torch.cuda.get_device_properties(device).total_memory)
+    memory_bytes = torch.cuda.get_device_properties(device).total_memory
+    return policy_for_memory(config, num_tokens, scan_form(scan, config, device), memory_bytes)
 
 
 def policy_for_memory(
-    config: DecoderConfig, num_tokens: int, scan: ScanName, memory_bytes: int
+    config: DecoderConfig, num_tokens: int, scan: ScanForm, memory_bytes: int
 ) -> RecomputePolicy:
     """The fastest policy under which the blocks fill at most their share of `memory_bytes`."""
     policies: tuple[RecomputePolicy, ...] = (
@@ -100,7 +102,7 @@ def policy_for_memory(
     return "all"
 
 
-def kept_bytes(config: DecoderConfig, num_tokens: int, policy: RecomputePolicy, scan: ScanName) -> int:
+def kept_bytes(config: DecoderConfig, num_tokens: int, policy: RecomputePolicy, scan: ScanForm) -> int:
     """Estimate of what all blocks keep for the backward pass, the one being recomputed there included.
 
     An upper estimate for bfloat16 (`config.trunk_dtype` float32: for float32); forms of the scan that are
@@ -121,7 +123,7 @@ def _number_bytes(config: DecoderConfig) -> int:
     return 4 if config.trunk_dtype == "float32" else 2
 
 
-def _kept_numbers(config: DecoderConfig, kind: str, scan: ScanName) -> int:
+def _kept_numbers(config: DecoderConfig, kind: str, scan: ScanForm) -> int:
     """Bytes per token that one whole block keeps."""
     stream = STREAM_BYTES * config.width
     if kind == "T":
@@ -140,12 +142,12 @@ def _result_bytes(config: DecoderConfig) -> int:
     return 2 * config.inner_width * _number_bytes(config)
 
 
-def _scan_bytes(config: DecoderConfig, scan: ScanName) -> int:
+def _scan_bytes(config: DecoderConfig, scan: ScanForm) -> int:
     """Normed tokens; for each direction the projected ones and the result; their sum."""
     inner, heads = config.inner_width, config.inner_width // config.head_dim
     projected = 2 * inner + 2 * config.state_size + heads
     numbers = config.width + inner + 2 * (projected + 2 * inner)
     kept = numbers * _number_bytes(config)
-    if scan in ("reference", "chunked"):
+    if scan in ("reference", "chunked", "fused_in_torch"):
         kept += 2 * 4 * TORCH_SCAN_COPIES * (projected + inner)
     return kept

@@ -23,14 +23,12 @@ from lyra_ns.gaussians import Gaussians
 from lyra_ns.memory_estimate import (
     InferencePlan,
     MemoryEstimate,
-    ScanForm,
     SceneSize,
     estimate_inference_memory,
     inference_plan,
 )
 from lyra_ns.memory_limits import available_bytes, explaining_exhaustion, too_large
-from lyra_ns.ssd import why_no_mamba_ssm
-from lyra_ns.ssd_bidirectional import KERNEL_STATES
+from lyra_ns.ssd_bidirectional import scan_form
 from lyra_ns.stage_meter import StageMeter
 
 MemoryWay = Literal["auto", "whole", "chunked"]
@@ -88,22 +86,9 @@ class Reconstructor:
             plan,
             prune_ratio=self.prune_ratio,
             codec=self.codec.spec.codec,
-            scan=self._scan_form(),
+            scan=scan_form(self.decoder.scan.form_on(self.device), config, self.device),
             is_low_precision=config.parity or self.decoder.uses_autocast(device_type),
         )
-
-    def _scan_form(self) -> ScanForm:
-        """The form of the scan, in the words of the memory estimate."""
-        config, form = self.decoder.config, self.decoder.scan.form_on(self.device)
-        assert form != "auto"
-        if form != "fused":
-            return form
-        is_low_precision = config.parity or self.decoder.uses_autocast(self.device.type)
-        is_hopper = torch.cuda.get_device_capability(self.device)[0] == 9
-        has_tiles = config.head_dim == 64 and config.state_size in KERNEL_STATES
-        if is_low_precision and is_hopper and has_tiles:
-            return "fused"
-        return "fused_in_torch" if why_no_mamba_ssm() else "fused_in_mamba_ssm"
 
     def plan(self, size: SceneSize, free: int | None) -> tuple[InferencePlan, MemoryEstimate]:
         """The way that `memory` asks for, or with auto the whole one if it fits into `free` bytes.

@@ -13,18 +13,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from importlib.util import find_spec
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from lyra_ns.ssd import KERNEL_CHUNK, ScanWeights, why_no_mamba_ssm
+from lyra_ns.decoder_config import DecoderConfig
+from lyra_ns.ssd import KERNEL_CHUNK, ScanName, ScanWeights, why_no_mamba_ssm
 from lyra_ns.ssd_states import chunked_states
 
 KERNEL_STATES = (64, 128, 256)
 """State sizes for which our state scan has tiles that fit a Hopper card."""
+ScanForm = Literal["reference", "chunked", "mamba_ssm", "fused", "fused_in_mamba_ssm", "fused_in_torch"]
+"""Form of the scan; of the fused form, what computes its states: our own kernels, mamba-ssm or torch."""
 
 
 class DirectedTokens(NamedTuple):
@@ -166,15 +170,36 @@ def scan_states_in_kernels(
 
 
 def suits_scan_kernels(x: Float[Tensor, "B N heads P"], write: Float[Tensor, "B N groups S"]) -> bool:
-    """Whether the state scan has kernels of our own for these sizes on this card."""
-    heads_per_group = x.shape[2] // write.shape[2]
-    return (
-        x.dtype in (torch.bfloat16, torch.float16)
-        and x.shape[3] == 64
-        and write.shape[3] in KERNEL_STATES
-        and heads_per_group & (heads_per_group - 1) == 0
-        and torch.cuda.get_device_capability(x.device)[0] == 9
-    )
+    """Whether the state scan has kernels of our own for these tensors."""
+    return _has_tiles(x.dtype, x.shape[3], write.shape[3]) and runs_scan_kernels(x.device)
+
+
+def scan_form(form: ScanName, config: DecoderConfig, device: torch.device) -> ScanForm:
+    """`form` of a decoder's scan (never auto) on `device`, the fused one with what computes its states."""
+    assert form != "auto"
+    if form != "fused":
+        return form
+    is_low_precision = config.parity or config.trunk_dtype != "float32"
+    dtype = torch.bfloat16 if is_low_precision else torch.float32
+    if _has_tiles(dtype, config.head_dim, config.state_size) and runs_scan_kernels(device):
+        return "fused"
+    return "fused_in_torch" if why_no_mamba_ssm() else "fused_in_mamba_ssm"
+
+
+def runs_scan_kernels(device: torch.device) -> bool:
+    """Whether `device` is a Hopper card and triton can describe tiles to its copy engine."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
+        return False
+    return _describes_tiles()
+
+
+@cache
+def _describes_tiles() -> bool:
+    return find_spec("triton") is not None and find_spec("triton.tools.tensor_descriptor") is not None
+
+
+def _has_tiles(dtype: torch.dtype, channels: int, state: int) -> bool:
+    return dtype in (torch.bfloat16, torch.float16) and channels == 64 and state in KERNEL_STATES
 
 
 TORCH_STAGES = ScanStages(convolve_in_torch, scan_states_in_torch, join_in_torch)

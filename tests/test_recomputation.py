@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lyra_ns import ssd_bidirectional
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
 from lyra_ns.decoder_blocks import Attention, BidirectionalMamba, Perceptron
 from lyra_ns.recomputation import choose_policy, kept_bytes, policy_for_memory
@@ -115,6 +116,8 @@ def test_full_size_on_common_cards() -> None:
     assert policy_for_memory(official, 6 * per_view, "fused", 80 * GIB) == "scans"
     # A scan written in torch keeps so much more that one trajectory must recompute, too.
     assert policy_for_memory(official, per_view, "chunked", 80 * GIB) == "scans"
+    assert policy_for_memory(official, per_view, "fused_in_torch", 80 * GIB) == "scans"
+    assert policy_for_memory(official, 6 * per_view, "fused_in_mamba_ssm", 141 * GIB) == "scans"
 
 
 def test_auto_asks_the_card_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,3 +132,24 @@ def test_auto_asks_the_card_only_where_there_is_one(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Card)
     assert choose_policy(DecoderConfig(), many, card, "mamba_ssm") == "scans"
+
+
+def test_auto_asks_what_computes_the_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one trajectory a Hopper card keeps all, others do with mamba-ssm: torch would keep too much."""
+
+    class Card:
+        total_memory = 80 * GIB
+
+    def policy(major: int, obstacle: str, **changes: Any) -> str:
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Card)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
+        monkeypatch.setattr(ssd_bidirectional, "why_no_mamba_ssm", lambda: obstacle)
+        return choose_policy(DecoderConfig(**changes), 56_320, torch.device("cuda"), "fused")
+
+    monkeypatch.setattr(ssd_bidirectional, "_describes_tiles", lambda: True)
+    assert policy(9, "missing") == "none"
+    assert policy(8, "") == "none"
+    assert policy(8, "missing") == "scans"
+    assert policy(9, "missing", state_size=96) == "scans"
+    monkeypatch.setattr(ssd_bidirectional, "_describes_tiles", lambda: False)
+    assert policy(9, "missing") == "scans"

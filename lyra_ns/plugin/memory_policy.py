@@ -12,7 +12,7 @@ from lyra_ns.perceptual import BYTES_PER_PIXEL, PIXELS_AT_ONCE
 from lyra_ns.plugin.model_config import LyraModelConfig
 from lyra_ns.recomputation import RecomputePolicy, kept_bytes
 from lyra_ns.rendering.plan import RenderSize
-from lyra_ns.ssd import ScanName
+from lyra_ns.ssd_bidirectional import ScanForm
 
 BYTES_PER_GAUSSIAN = 500
 """Raw channels, activated Gaussians, their rays and the gradients of all of these."""
@@ -66,7 +66,7 @@ def batch_size_of(batch: SceneBatch, decoder: DecoderConfig, prune_ratio: float)
 
 
 def expected_bytes(
-    size: BatchSize, config: LyraModelConfig, policy: RecomputePolicy, scan: ScanName
+    size: BatchSize, config: LyraModelConfig, policy: RecomputePolicy, scan: ScanForm
 ) -> dict[str, int]:
     """Estimated bytes of a training step by part: blocks, Gaussians, renders, perceptual distance."""
     num_pixels = size.num_scenes * size.height * size.width

@@ -23,6 +23,7 @@ from lyra_ns.plugin.memory_policy import (
 )
 from lyra_ns.plugin.model_config import LyraModelConfig
 from lyra_ns.recomputation import choose_policy
+from lyra_ns.ssd_bidirectional import scan_form
 
 
 @dataclass
@@ -88,9 +89,11 @@ class LyraPipeline(VanillaPipeline):
         parts: dict[str, int] = {}
         options = ["--pipeline.datamanager.cache cpu", "fewer scenes or target views"]
         if size is not None:
-            scan = self.model.decoder.scan.form_on(self.model.device)
-            policy = choose_policy(model.decoder, size.num_tokens, self.model.device, scan)
-            parts, options = expected_bytes(size, model, policy, scan), advice(size, model, policy)
+            device = self.model.device
+            scan = self.model.decoder.scan.form_on(device)
+            policy = choose_policy(model.decoder, size.num_tokens, device, scan)
+            parts = expected_bytes(size, model, policy, scan_form(scan, model.decoder, device))
+            options = advice(size, model, policy)
         return out_of_memory_message(step, size, parts, self._free_before_step, options, checkpoint)
 
     @profiler.time_function
