@@ -46,9 +46,14 @@ def _version(name: str) -> str:
 
 
 def _advice(device: str) -> list[str]:
+    import torch
+
+    from lyra_ns.ssd_bidirectional import runs_scan_kernels
+
     lines = []
-    if device == "cuda" and importlib.util.find_spec("mamba_ssm") is None:
-        lines.append("mamba-ssm, a faster scan on CUDA: pip install 'lyra-ns[cuda]' --no-build-isolation")
+    needs_mamba_ssm = device == "cuda" and not runs_scan_kernels(torch.device(device))
+    if needs_mamba_ssm and importlib.util.find_spec("mamba_ssm") is None:
+        lines.append("mamba-ssm, a faster scan on this GPU: pip install 'lyra-ns[cuda]' --no-build-isolation")
     if device == "cpu" and shutil.which("c++") is None:
         lines.append("a C++ compiler, for a renderer fifty times as fast as plain torch: apt install g++")
     if shutil.which("ffmpeg") is None:
