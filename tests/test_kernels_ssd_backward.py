@@ -76,6 +76,14 @@ def errors(case: Case) -> dict[str, float]:
     return {name: ((a.double() - b).norm() / b.norm()).item() for name, a, b in pairs}
 
 
+def check_empty(batch: int, num_tokens: int) -> None:
+    """Gradients of no tokens have their shapes, and those of a head's numbers are zero."""
+    inputs = draw(Case(batch, num_tokens, 1, 2, small_tiles(32, 32, 2)))
+    found = ssd_backward(torch.zeros_like(inputs["x"]), **inputs)
+    assert all(getattr(found, name).shape == tensor.shape for name, tensor in inputs.items())
+    assert not any(tensor.any() for tensor in found)
+
+
 @pytest.fixture(scope="module")
 def interpreted_errors() -> dict[str, dict[str, float]]:
     """Errors of all cases by name, from one process with the interpreter."""
@@ -102,6 +110,10 @@ def test_refuses_what_it_cannot_read() -> None:
     inputs = draw(CASES["less than a chunk"])
     with pytest.raises(ValueError, match="need CUDA tensors"):
         ssd_backward(inputs["x"], **inputs)
+    with pytest.raises(
+        ValueError, match=r"grad_y must be of the shape of x, \(1, 5, 1, 16\), found \(1, 4, 1"
+    ):
+        ssd_backward(inputs["x"][:, :4], **inputs)
     with pytest.raises(ValueError, match="a chunk must be one block of rows, found chunk 256"):
         BackwardTiles(walk=replace(HOPPER_BACKWARD_TILES.walk, chunk=256))
 
@@ -159,4 +171,6 @@ def test_kernels_fit_hopper(tmp_path: Path, name: str) -> None:
 
 
 if __name__ == "__main__":
+    check_empty(batch=1, num_tokens=0)
+    check_empty(batch=0, num_tokens=5)
     print(json.dumps({name: errors(case) for name, case in CASES.items()}))

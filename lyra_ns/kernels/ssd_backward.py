@@ -67,6 +67,11 @@ def ssd_backward(
     Those of tokens are contiguous and in their dtypes, those of a head's numbers float32. Takes what
     `ssd_forward` takes, and `grad_y` as `x`.
     """
+    if grad_y.shape != x.shape:
+        raise ValueError(
+            f"grad_y must be of the shape of x, {tuple(x.shape)}, found {tuple(grad_y.shape)}: "
+            "give the gradient of the result for these inputs"
+        )
     check_inputs(x, step, write, read)
     check_inputs(grad_y, step, write, read)
     of_tokens = tuple(

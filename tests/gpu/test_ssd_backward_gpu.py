@@ -12,6 +12,7 @@ from torch import Tensor
 pytest.importorskip("triton.tools.tensor_descriptor")
 
 from lyra_ns.kernels.ssd_backward import HOPPER_BACKWARD_TILES, BackwardTiles, ScanGradients, ssd_backward
+from lyra_ns.kernels.ssd_training import scan_with_gradient
 
 pytestmark = pytest.mark.gpu
 
@@ -60,7 +61,7 @@ def test_equals_chunked_form(num_tokens: int, tiles: BackwardTiles) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("heads", "groups", "state"), [(16, 1, 256), (4, 2, 128), (6, 2, 64)])
+@pytest.mark.parametrize(("heads", "groups", "state"), [(16, 1, 256), (24, 2, 256), (4, 2, 128), (6, 2, 64)])
 def test_other_sizes(heads: int, groups: int, state: int, dtype: torch.dtype) -> None:
     """Several sequences, other groupings, narrower states, both types."""
     inputs = draw(700, batch=3, heads=heads, groups=groups, state=state, dtype=dtype)
@@ -94,3 +95,37 @@ def test_same_result_twice() -> None:
     grad_y = grad_of(inputs)
     runs = [ssd_backward(grad_y, *(inputs[name] for name in NAMES)) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def differentiated(inputs: Inputs) -> tuple[Tensor, ...]:
+    """The result and its gradients through autograd, where the gradient of y is one number, expanded."""
+    leaves = [inputs[name].detach().requires_grad_() for name in NAMES]
+    y = scan_with_gradient(*leaves)
+    return y.detach(), *torch.autograd.grad(y.sum(), leaves)
+
+
+def test_is_an_operator_that_torch_can_trace() -> None:
+    """Schema, shapes, strides and types as promised to torch.compile, from the kernels themselves."""
+    inputs, operators = draw(200, heads=4), torch.ops.lyra_ns
+    tensors, checks = [inputs[name] for name in NAMES], ("test_schema", "test_faketensor")
+    torch.library.opcheck(operators.scan_states.default, tuple(tensors), test_utils=checks)
+    torch.library.opcheck(operators.scan_gradients.default, (grad_of(inputs), *tensors), test_utils=checks)
+
+
+def test_takes_an_expanded_gradient() -> None:
+    """That of a sum is one number in memory."""
+    inputs = draw(300)
+    _, *found = differentiated(inputs)
+    expected = expected_gradients(inputs, torch.ones_like(inputs["x"]))
+    assert max(errors(tuple(found), expected).values()) < 1e-2
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_runs_on_another_than_the_current_device() -> None:
+    """Both ways, with the same result to the bit."""
+    inputs = draw(300)
+    elsewhere = {name: tensor.to("cuda:1") for name, tensor in inputs.items()}
+    assert torch.cuda.current_device() == 0
+    here, there = differentiated(inputs), differentiated(elsewhere)
+    assert all(tensor.device.index == 1 for tensor in there)
+    assert all(torch.equal(a, b.to(a.device)) for a, b in zip(here, there, strict=True))

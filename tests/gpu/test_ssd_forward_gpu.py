@@ -35,7 +35,7 @@ def test_equals_chunked_form(num_tokens: int, tiles: ScanTiles) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("heads", "groups", "state"), [(16, 1, 256), (4, 2, 128), (6, 2, 64)])
+@pytest.mark.parametrize(("heads", "groups", "state"), [(16, 1, 256), (24, 2, 256), (4, 2, 128), (6, 2, 64)])
 def test_other_sizes(heads: int, groups: int, state: int, dtype: torch.dtype) -> None:
     """Several sequences, other groupings, narrower states, both types."""
     inputs = draw(700, batch=3, heads=heads, groups=groups, state=state, dtype=dtype)
