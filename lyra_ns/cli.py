@@ -40,6 +40,9 @@ Command = Union[  # noqa: UP007 - tyro reads the Annotated members of a Union
     Annotated[Doctor, tyro.conf.subcommand("doctor")],
 ]
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells know it."""
+
 
 def main() -> None:
     """Run one command; a mistake in the input ends it with one sentence instead of a traceback."""
@@ -54,6 +57,11 @@ def main() -> None:
             raise
         print(f"ns-lyra: {error_text(error)}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        if os.environ.get("LYRA_NS_DEBUG"):
+            raise
+        print("ns-lyra: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -72,3 +73,28 @@ def test_a_file_that_cannot_be_written_has_the_name_that_was_given(monkeypatch, 
         write_whole(tmp_path / "folder", b"")
     assert error_text(caught.value).startswith(f"{tmp_path / 'folder'}: Is a directory: ")
     assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    """The system names no file when a write fails; a limit on the size of files stands for the disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            write_whole(tmp_path / "a.bin", bytes(10_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error_text(caught.value).startswith(f"{tmp_path / 'a.bin'}: File too large: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_command_says_so_in_one_line(monkeypatch, capsys):
+    def interrupt(self: Doctor) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Doctor, "run", interrupt)
+    monkeypatch.setattr(sys, "argv", ["ns-lyra", "doctor"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "ns-lyra: interrupted\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import secrets
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 COPY_BYTES = 2**20
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors that only writing meets."""
 
 
 @runtime_checkable
@@ -99,7 +102,8 @@ def _partial(path: Path) -> Iterator[io.BufferedWriter]:
             yield file
         os.replace(partial, path)
     except OSError as error:
-        if error.filename == os.fspath(partial):
+        # The system names no file when a write fails, as on a full disk.
+        if error.filename == os.fspath(partial) or (error.filename is None and error.errno in NO_ROOM):
             error.filename = os.fspath(path)
         raise
     finally:
