@@ -276,7 +276,7 @@ def test_full_disk_ends_the_run_in_one_sentence(
 
     with monkeypatch.context() as patch:
         patch.setattr("lyra_ns.data.writer.write_whole", full)
-        with pytest.raises(ValueError, match="No space left on device"):
+        with pytest.raises(ValueError, match=r"^No space left on device: free some space"):
             make_data(pictures, root, SETTINGS, ON_CPU)
     assert not (root / "failures.json").exists()
     assert make_data(pictures, root, SETTINGS, ON_CPU).num_made == 6

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from lyra_ns.codec.interface import VideoLatentSpec
+from lyra_ns.commands.error_text import error_text
 from lyra_ns.data.files import write_whole
 from lyra_ns.data.video_files import VideoSize
 from lyra_ns.generation.inputs import FINER, finer_size
@@ -160,6 +161,8 @@ def _is_gpu_lost(error: Exception) -> bool:
 
 def _sentence(error: Exception) -> str:
     """What went wrong in one line, with the kind of error where the text may not speak for itself."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error_text(error)
     text = " ".join(str(error).split())
     if isinstance(error, ValueError | FileNotFoundError | ModuleNotFoundError) and text:
         return text
