@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import os
@@ -23,7 +24,7 @@ from lyra_ns.checkpoints import save_decoder
 from lyra_ns.codec import load_codec
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
 from lyra_ns.gaussians import GaussianHeadConfig
-from lyra_ns.generation import clip_sharing
+from lyra_ns.generation import clip_sharing, kept_clips, reading
 from lyra_ns.generation import generate as generate_module
 from lyra_ns.generation.cache.scene import SceneCache
 from lyra_ns.generation.clip_sharing import check_num_gpus
@@ -120,7 +121,7 @@ def _progress_into(printed: io.StringIO):
 def test_clips_survive_an_error_in_a_later_stage(files, whole, tmp_path, monkeypatch, made):
     output = tmp_path / "scene"
     printed = interrupted(files, output, monkeypatch)
-    assert f"{output / 'unfinished'} keeps the 3 clips that are made: the same command goes on" in printed
+    assert f"{output / 'unfinished'} keeps the clips that are made (3): the same command goes on" in printed
     assert {path.name for path in output.iterdir()} == {"unfinished"}
     assert {path.name for path in tmp_path.iterdir()} == {"scene"}
     assert made == [5, 0, 1]
@@ -252,6 +253,40 @@ def test_a_damaged_clip_is_made_anew(files, whole, tmp_path, monkeypatch, made, 
     assert made == [0]
     assert "is damaged" in caplog.text
     assert content(output) == whole
+
+
+def test_a_damaged_picture_is_painted_again(tmp_path, caplog):
+    path = tmp_path / "picture.png"
+    rgb = torch.arange(64 * 64 * 3, dtype=torch.uint8).reshape(3, 64, 64)
+    reading._keep_picture(path, "a prompt", rgb)
+    assert torch.equal(reading._kept_picture(path, "a prompt"), rgb)
+    assert reading._kept_picture(path, "another") is None
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"no picture"):
+        path.write_bytes(damaged)
+        assert reading._kept_picture(path, "a prompt") is None
+        assert "is damaged" in caplog.text
+        caplog.clear()
+
+
+def test_no_folder_is_left_where_no_clip_could_be_kept(files, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(kept_clips, "write_whole", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(files, tmp_path / "scene", num_trajectories=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_text_encoder_is_noticed(tmp_path):
+    (tmp_path / "t5").mkdir()
+    (tmp_path / "t5" / "model.safetensors").write_bytes(b"one")
+    before = kept_clips._folder_digest(str(tmp_path / "t5"))
+    (tmp_path / "t5").rename(tmp_path / "moved")
+    assert kept_clips._folder_digest(str(tmp_path / "moved")) == before
+    (tmp_path / "moved" / "model.safetensors").write_bytes(b"two")
+    assert kept_clips._folder_digest(str(tmp_path / "moved")) != before
 
 
 def test_runs_that_make_no_clips_do_not_lose_those_that_are_there(tmp_path):

@@ -28,6 +28,7 @@ from torch.nn import functional
 from lyra_ns.cameras import CameraPath
 from lyra_ns.data.files import write_whole
 from lyra_ns.generation.depth.choice import is_depth_file
+from lyra_ns.generation.new_folders import no_new_empty_folders
 from lyra_ns.generation.output_folder import unfinished_folder
 from lyra_ns.generation.scene_plan import ScenePlan
 from lyra_ns.generation.settings import GenerateSettings
@@ -95,7 +96,8 @@ class KeptClips:
             values["depth"] = clip.depth
         content = {name: value.detach().cpu().contiguous() for name, value in values.items()}
         words = {"made_from": json.dumps(self.made_from), "notes": json.dumps(clip.notes)}
-        write_whole(self._path(request.trajectory), save(content, words))
+        with no_new_empty_folders(self.folder):
+            write_whole(self._path(request.trajectory), save(content, words))
 
     def _path(self, trajectory: int) -> Path:
         return self.folder / f"{trajectory}.safetensors"
@@ -144,7 +146,8 @@ def kept_clips(
     cameras = plan.paths[0].cameras
     chosen = {key: value for key, value in asdict(settings).items() if key not in NOT_IN_CLIPS}
     chosen |= {"height": cameras.height, "width": cameras.width, "num_frames": cameras.shape[0]}
-    chosen |= {"teacher": teacher.name, "weights": _weights_digest(settings.weights)}
+    chosen |= {"teacher": teacher.name, "weights": _folder_digest(settings.weights)}
+    chosen |= {"text_encoder": _folder_digest(settings.text_encoder)}
     made_from = {f"--{name.replace('_', '-')}": _plain(value) for name, value in chosen.items()}
     made_from |= {
         "scene": plan.name,
@@ -165,11 +168,11 @@ def _file_digest(path: Path) -> str:
     return hashlib.sha256(path.expanduser().read_bytes()).hexdigest()[:12]
 
 
-def _weights_digest(weights: str | None) -> str | None:
+def _folder_digest(location: str | None) -> str | None:
     """A fingerprint of a folder's files, one level of folders below included; of a hub id the id itself."""
-    root = Path(weights or "").expanduser()
-    if not weights or not root.is_dir():
-        return weights
+    root = Path(location or "").expanduser()
+    if not location or not root.is_dir():
+        return location
     folders = [root, *sorted(entry for entry in root.iterdir() if entry.is_dir())]
     digests = " ".join(encoder_digest(str(folder)) for folder in folders)
     return hashlib.sha256(digests.encode()).hexdigest()[:12]

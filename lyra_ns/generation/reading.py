@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 from pathlib import Path
 
@@ -27,9 +28,12 @@ from lyra_ns.generation.inputs import (
     read_video_input,
     read_vipe_input,
 )
+from lyra_ns.generation.new_folders import no_new_empty_folders
 from lyra_ns.generation.output_folder import unfinished_folder
 from lyra_ns.generation.settings import GenerateSettings
 from lyra_ns.trajectories import TRAJECTORIES
+
+logger = logging.getLogger(__name__)
 
 NAME_LENGTH = 40
 """Letters of a prompt that name its scene."""
@@ -100,10 +104,14 @@ def _kept_picture(path: Path, made_from: str) -> UInt8[Tensor, "3 H W"] | None:
     """The picture that an earlier run has painted, so that the clips which it kept fit; None for another."""
     if not path.is_file():
         return None
-    with Image.open(path) as image:
-        if getattr(image, "text", {}).get(MADE_FROM) != made_from:
-            return None
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    try:
+        with Image.open(path) as image:
+            if getattr(image, "text", {}).get(MADE_FROM) != made_from:
+                return None
+            return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    except (OSError, SyntaxError) as error:  # Pillow raises both for damaged files.
+        logger.warning("picture %s is damaged (%s): it is painted anew", path, error)
+        return None
 
 
 def _keep_picture(path: Path, made_from: str, rgb: UInt8[Tensor, "3 H W"]) -> None:
@@ -111,4 +119,5 @@ def _keep_picture(path: Path, made_from: str, rgb: UInt8[Tensor, "3 H W"]) -> No
     note.add_itxt(MADE_FROM, made_from)
     buffer = io.BytesIO()
     Image.fromarray(rgb.permute(1, 2, 0).cpu().numpy()).save(buffer, format="PNG", pnginfo=note)
-    write_whole(path, buffer.getvalue())
+    with no_new_empty_folders(path.parent):
+        write_whole(path, buffer.getvalue())
