@@ -166,8 +166,8 @@ class _Run:
         except BaseException:
             if kept is not None and kept.num_files:
                 self.progress.say(
-                    f"{kept.folder} keeps the clips that are made ({kept.num_files}): the same command goes on "
-                    "with them"
+                    f"{kept.folder} keeps the clips that are made ({kept.num_files}): the same command goes "
+                    "on with them"
                 )
             raise
 
