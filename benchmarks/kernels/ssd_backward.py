@@ -17,9 +17,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.full_size.measure import measure
 from benchmarks.kernels.ssd_forward import Inputs, exact, random_inputs, relative_error
-from lyra_ns.kernels.ssd_backward import HOPPER_BACKWARD_TILES, BackwardTiles, ssd_backward
+from lyra_ns.kernels.ssd_backward import HOPPER_BACKWARD_TILES, BackwardTiles, ScanGradients, ssd_backward
 
-NAMES = ("x", "step", "write", "read", "decay", "skip", "step_bias")
+NAMES = ScanGradients._fields
 """Inputs in the order of their gradients."""
 DEFAULT = HOPPER_BACKWARD_TILES
 TILES = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lyra_ns.kernels.ssd_forward import HOPPER_TILES, ScanTiles
 
@@ -11,7 +11,7 @@ from lyra_ns.kernels.ssd_forward import HOPPER_TILES, ScanTiles
 class BackwardTiles:
     """How the kernels cut their work; the result depends on it by rounding only."""
 
-    walk: ScanTiles = field(default_factory=lambda: HOPPER_TILES)
+    walk: ScanTiles = HOPPER_TILES
     """The walks along states and their gradients; chunks of one block."""
     written_warps: int = 8
     """Warps of a program that computes gradients of x."""

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lyra_ns.kernels.ssd_backward import ssd_backward
+from lyra_ns.kernels.ssd_backward import ScanGradients, ssd_backward
 from lyra_ns.kernels.ssd_forward import ssd_forward
 
-INPUTS = ("x", "step", "write", "read", "decay", "skip", "step_bias")
+INPUTS = ScanGradients._fields
 """Tensors that the scan takes, in the order of their gradients."""
 
 
