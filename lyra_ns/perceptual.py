@@ -174,13 +174,13 @@ class _DistanceWithGradient(torch.autograd.Function):
         distance_and_gradient: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
         at_once: int,
     ) -> Tensor:
-        gradient, distances = torch.empty_like(predicted), []
+        gradient = torch.empty_like(predicted)
+        distances = predicted.new_empty(len(predicted), dtype=torch.float32)
         for start in range(0, len(predicted), at_once):
             here = slice(start, start + at_once)
-            distance, gradient[here] = distance_and_gradient(predicted[here], target[here])
-            distances.append(distance)
+            distances[here], gradient[here] = distance_and_gradient(predicted[here], target[here])
         ctx.save_for_backward(gradient)
-        return torch.cat(distances)
+        return distances
 
     @staticmethod
     @once_differentiable

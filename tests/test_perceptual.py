@@ -85,6 +85,14 @@ def test_equals_the_official_forward(perceptual, photos):
     torch.testing.assert_close(perceptual(noisy, photos), official.detach(), rtol=1e-5, atol=1e-6)
 
 
+def test_no_images_have_no_distances(perceptual):
+    """With and without gradient."""
+    nothing = torch.zeros(0, 3, 64, 64, requires_grad=True)
+    assert perceptual(nothing.detach(), nothing.detach()).shape == (0,)
+    (gradient,) = torch.autograd.grad(perceptual(nothing, nothing.detach()).sum(), nothing)
+    assert gradient.shape == nothing.shape
+
+
 def test_equal_images_have_no_distance(perceptual, photos):
     assert perceptual(photos, photos).abs().max() == 0
 
