@@ -170,7 +170,9 @@ cli.main()
 """
 
 
-def test_other_settings_are_refused_unless_all_is_made_anew(files, whole, tmp_path, monkeypatch, made):
+def test_other_settings_are_refused_unless_all_is_made_anew(
+    files, whole, tmp_path, monkeypatch, made, caplog
+):
     output = tmp_path / "scene"
     interrupted(files, output, monkeypatch, seed=7)
     before = content(output)
@@ -180,6 +182,7 @@ def test_other_settings_are_refused_unless_all_is_made_anew(files, whole, tmp_pa
     made.clear()
     run(files, output, overwrite=True)
     assert made == [5, 0, 1]
+    assert caplog.text.count("was made otherwise") == 3, "every clip is named once"
     assert content(output) == whole
 
 
@@ -251,7 +254,7 @@ def test_a_damaged_clip_is_made_anew(files, whole, tmp_path, monkeypatch, made, 
     made.clear()
     run(files, output)
     assert made == [0]
-    assert "is damaged" in caplog.text
+    assert caplog.text.count("is damaged") == 1
     assert content(output) == whole
 
 

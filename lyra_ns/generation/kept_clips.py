@@ -72,7 +72,8 @@ class KeptClips:
     def there(self, requests: Sequence[TeacherRequest]) -> set[int]:
         """Trajectories whose clips are there.
 
-        ValueError if one was made from something else and may not be replaced; damaged ones are left out.
+        ValueError if one was made from something else and may not be replaced. Files of those that are made
+        anew, and damaged ones, are deleted.
         """
         return {request.trajectory for request in requests if self._is_there(request)}
 
@@ -112,6 +113,7 @@ class KeptClips:
                 made_from = json.loads(file.metadata()["made_from"])
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             logger.warning("clip %s is damaged (%s): it is made anew", path, error)
+            path.unlink()
             return False
         told = "; ".join(self._differences(request, made_from, values))
         if told and not self.replaces:
@@ -121,6 +123,7 @@ class KeptClips:
             )
         if told:
             logger.warning("clip %s was made otherwise (%s): it is made anew", path, told)
+            path.unlink()
         return not told
 
     def _differences(
