@@ -13,6 +13,7 @@ from lyra_ns.generation.decoder_input import is_small, usual_size
 from lyra_ns.generation.settings import GenerateSettings
 from lyra_ns.memory_estimate import SceneSize, estimate_inference_memory, gib, inference_plan
 from lyra_ns.memory_limits import available_bytes
+from lyra_ns.ssd_bidirectional import scan_form
 
 CELL = 8
 """Pixels, and frames, of a latent cell along each axis."""
@@ -31,16 +32,13 @@ def memory_lines(
         size = usual_size(decoder.config)
     scene = SceneSize(num_paths, (size.num_frames - 1) // CELL + 1, size.height // CELL, size.width // CELL)
     codec = "linear" if is_small(decoder.config) else "cosmos"
-    form = decoder.scan.form_on(device)
-    assert form != "auto"
     estimate = estimate_inference_memory(
         decoder.config,
         scene,
         inference_plan(codec, is_chunked=settings.memory == "low"),
         prune_ratio=settings.prune_ratio,
         codec=codec,
-        # Of the fused forms the one that needs most.
-        scan="fused_in_torch" if form == "fused" else form,
+        scan=scan_form(decoder.scan.form_on(device), decoder.config, device),
         is_low_precision=decoder.config.parity or decoder.uses_autocast(device.type),
     )
     free = available_bytes(device)
