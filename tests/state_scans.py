@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lyra_ns.ssd_states import chunked_states
+from lyra_ns.ssd_bidirectional import scan_states_in_torch
 
 Inputs = dict[str, Tensor]
 
@@ -38,11 +38,8 @@ def draw(
 
 
 def exact(inputs: Inputs) -> Tensor:
-    """The chunked form of torch in float64: float32 itself would be a truth with tf32 or summing errors."""
-    wide = {name: tensor.double() for name, tensor in inputs.items()}
-    step = functional.softplus(wide["step"] + wide["step_bias"])
-    y = chunked_states(wide["x"], step, wide["decay"], wide["write"], wide["read"])
-    return y + wide["skip"][:, None] * wide["x"]
+    """The scan of torch in float64: float32 itself would be a truth with tf32 or summing errors."""
+    return scan_states_in_torch(**{name: tensor.double() for name, tensor in inputs.items()})
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from interpreter import interpreted as run_interpreted
 from torch import Tensor
 
 from lyra_ns import attention
@@ -27,16 +24,7 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, Any]:
     """Errors of the kernel in Triton's interpreter, by case."""
-    root = Path(__file__).parents[1]
-    found = subprocess.run(
-        [sys.executable, "-W", "ignore", str(root / "tests" / "interpreted_attention.py")],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert found.returncode == 0, found.stderr
-    return json.loads(found.stdout)
+    return json.loads(run_interpreted("interpreted_attention.py", CUDA_VISIBLE_DEVICES=""))
 
 
 ROUNDING = 2.0**-8

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from interpreter import interpreted
 from torch import Tensor
 
 from lyra_ns.cameras import CameraPath
@@ -164,9 +163,7 @@ def test_attention_by_products_equals_fused_attention(monkeypatch):
 
 def test_kernels_equal_torch():
     """The Triton kernels, interpreted on the CPU in a process of their own: Triton asks when imported."""
-    script = Path(__file__).with_name("cosmos_kernel_values.py")
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
+    interpreted("cosmos_kernel_values.py", seconds=120)
 
 
 def test_cameras_that_do_not_turn_cost_half(autoencoder, tmp_path, monkeypatch):

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 from gen3c_speed_cases import guided, prepared
+from interpreter import interpreted
 from small_gen3c import draw_weights, drawn, small_transformer
 from torch import Tensor
 
@@ -147,16 +144,7 @@ def test_legacy_rotation_reaches_the_network(expected: Tensor) -> None:
 
 def test_fused_kernels_equal_torch() -> None:
     """In triton's interpreter, whose numbers are those of the compiled kernels but for rounding."""
-    root = Path(__file__).parent
-    found = subprocess.run(
-        [sys.executable, str(root / "gen3c_kernel_values.py")],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(root.parent)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert found.returncode == 0, found.stderr
-    errors = json.loads(found.stdout)
+    errors = json.loads(interpreted("gen3c_kernel_values.py"))
     assert set(errors) == {
         "add, gate, norm",
         "add, norm",

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-
-SCRIPT = Path(__file__).parent / "mamba_kernel_values.py"
+from interpreter import interpreted
 
 
 def kernel_errors(name: str) -> list[dict[str, float]]:
     """Relative errors by result and gradient, for each case of the script."""
     pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(SCRIPT.parent.parent)}
-    run = subprocess.run(
-        [sys.executable, str(SCRIPT), name], env=environment, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+    return json.loads(interpreted("mamba_kernel_values.py", name).splitlines()[-1])
 
 
 def test_convolution_equals_torch() -> None:

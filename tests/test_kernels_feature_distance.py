@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from interpreter import interpreted
 
 
 def test_the_kernel_equals_torch() -> None:
     """Distances and gradients, in float32 and bfloat16, of channels that are and are not powers of two."""
-    script = Path(__file__).with_name("feature_distance_values.py")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(script.parent.parent)}
-    run = subprocess.run(
-        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert run.stdout.strip() == "equal", run.stderr
+    assert interpreted("feature_distance_values.py", seconds=120).strip() == "equal"
 
 
 @pytest.mark.parametrize("channels", [64, 192, 512])

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import lpips
 import pytest
 import torch
+from interpreter import interpreted
 
 
 def test_trunk_and_kernels_equal_autograd() -> None:
     """Odd sizes, ties, zeros, what is not a number; a narrow trunk in float32, whole and in parts."""
-    script = Path(__file__).with_name("feature_trunk_values.py")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(script.parent.parent)}
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", script], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert run.stdout.strip() == "equal", run.stderr
+    assert interpreted("feature_trunk_values.py").strip() == "equal"
 
 
 @pytest.mark.filterwarnings("ignore:.*weight:UserWarning")

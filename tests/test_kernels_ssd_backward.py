@@ -7,15 +7,13 @@ is imported, hence in a process of its own.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from interpreter import interpreted
 from test_kernels_ssd_forward import (
     INTEGERS,
     SHARED_MEMORY,
@@ -87,12 +85,7 @@ def check_empty(batch: int, num_tokens: int) -> None:
 @pytest.fixture(scope="module")
 def interpreted_errors() -> dict[str, dict[str, float]]:
     """Errors of all cases by name, from one process with the interpreter."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    run = subprocess.run(
-        [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    return json.loads(interpreted("test_kernels_ssd_backward.py"))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -7,16 +7,15 @@ is imported, hence in a process of its own.
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from interpreter import interpreted
 from torch.nn import functional
 
 triton = pytest.importorskip("triton")
@@ -120,12 +119,7 @@ def relative_error(case: Case) -> float:
 @pytest.fixture(scope="module")
 def interpreted_errors() -> dict[str, float]:
     """Errors of all cases by name, from one process with the interpreter."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    run = subprocess.run(
-        [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    return json.loads(interpreted("test_kernels_ssd_forward.py"))
 
 
 @pytest.mark.parametrize("name", CASES)

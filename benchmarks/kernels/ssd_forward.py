@@ -23,7 +23,7 @@ from benchmarks.environment import describe_environment
 from benchmarks.full_size.measure import measure
 from lyra_ns.kernels import ssd_forward as room
 from lyra_ns.kernels.ssd_forward import HOPPER_TILES, ScanTiles, ssd_forward
-from lyra_ns.ssd_states import chunked_states
+from lyra_ns.ssd_bidirectional import scan_states_in_torch
 
 Row = dict[str, Any]
 Inputs = dict[str, Tensor]
@@ -74,11 +74,8 @@ def random_inputs(num_tokens: int) -> Inputs:
 
 
 def exact(inputs: Inputs) -> Tensor:
-    """The chunked form of torch in float64."""
-    wide = {name: tensor.double() for name, tensor in inputs.items()}
-    step = functional.softplus(wide["step"] + wide["step_bias"])
-    y = chunked_states(wide["x"], step, wide["decay"], wide["write"], wide["read"])
-    return y + wide["skip"][:, None] * wide["x"]
+    """The scan of torch in float64."""
+    return scan_states_in_torch(**{name: tensor.double() for name, tensor in inputs.items()})
 
 
 def relative_error(found: Tensor, expected: Tensor) -> str:

@@ -10,6 +10,8 @@ kernels everything is float32. Shape letters: N images, C channels, H W pixels, 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -26,15 +28,7 @@ WINDOW = 4
 
 def rectify(features: Float[Tensor, "N C H W"], bias: Float[Tensor, " C"]) -> Float[Tensor, "N C H W"]:
     """ReLU of `features + bias`, written over `features` where they are channels-last."""
-    features = features.contiguous(memory_format=torch.channels_last)
-    channels = features.shape[1]
-    num_pixels = features.numel() // channels
-    pixels = max(1, TILE // channels)
-    with torch.cuda.device_of(features):
-        _rectify_kernel[(triton.cdiv(num_pixels, pixels),)](
-            features, bias, num_pixels, CHANNELS=channels, PIXELS=pixels, num_warps=4
-        )
-    return features
+    return _over_pixels(_rectify_kernel, features, bias)
 
 
 def rectify_and_pool(
@@ -56,15 +50,20 @@ def mask_gradient(
     gradient: Float[Tensor, "N C H W"], rectified: Float[Tensor, "N C H W"]
 ) -> Float[Tensor, "N C H W"]:
     """The gradient before a ReLU from that behind it, written over `gradient` where it is channels-last."""
-    gradient = gradient.contiguous(memory_format=torch.channels_last)
-    channels = gradient.shape[1]
-    num_pixels = gradient.numel() // channels
+    return _over_pixels(_mask_gradient_kernel, gradient, rectified)
+
+
+def _over_pixels(kernel: Any, maps: Tensor, other: Tensor) -> Tensor:
+    """`maps` after a kernel has gone over all their pixels, channels-last, with what it reads beside them."""
+    maps = maps.contiguous(memory_format=torch.channels_last)
+    channels = maps.shape[1]
+    num_pixels = maps.numel() // channels
     pixels = max(1, TILE // channels)
-    with torch.cuda.device_of(gradient):
-        _mask_gradient_kernel[(triton.cdiv(num_pixels, pixels),)](
-            gradient, rectified, num_pixels, CHANNELS=channels, PIXELS=pixels, num_warps=4
+    with torch.cuda.device_of(maps):
+        kernel[(triton.cdiv(num_pixels, pixels),)](
+            maps, other, num_pixels, CHANNELS=channels, PIXELS=pixels, num_warps=4
         )
-    return gradient
+    return maps
 
 
 def distance_and_gradient(
