@@ -107,6 +107,8 @@ class GaussianHeadConfig:
     """Largest scale in world units (capped)."""
     footprint_gain: float = 0.6
     """Scale of a raw zero as a fraction of the cell's size at the Gaussian's distance (footprint)."""
+    footprint_limit: float = 1.2
+    """Largest raw scale (footprint): 1.2 is twice the cell's size, 0.4 nine tenths of it."""
     identity_rotation: bool = False
     """Add the identity to the raw quaternion, so that a raw zero is no rotation."""
 
@@ -149,7 +151,7 @@ def activate_scale(
     if config.scale_law == "capped":
         return torch.exp(raw - (1.0 - math.log(config.scale_cap))).clamp(max=config.scale_cap)
     # A Gaussian much wider than its cell smears, a much narrower one cannot be seen: bound both.
-    return config.footprint_gain * footprint * torch.exp(raw.clamp(-3.0, 1.2))
+    return config.footprint_gain * footprint * torch.exp(raw.clamp(-3.0, config.footprint_limit))
 
 
 def activate_rotation(raw: Float[Tensor, "*any 4"], config: GaussianHeadConfig) -> Float[Tensor, "*any 4"]:
