@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -124,6 +124,10 @@ def test_stabilised_head() -> None:
     assert gaussians.quats[0, 0].tolist() == [1, 0, 0, 0]
     wide = activate_scale(torch.tensor([50.0, -50.0, 0.0]), torch.tensor([1.0]), head)
     assert wide.tolist() == pytest.approx([0.5 * math.exp(1.2), 0.5 * math.exp(-3), 0.5])
+    bounded = activate_scale(
+        torch.tensor([50.0, 0.0, 0.1]), torch.tensor([1.0]), replace(head, footprint_limit=0.4)
+    )
+    assert bounded.tolist() == pytest.approx([0.5 * math.exp(0.4), 0.5, 0.5 * math.exp(0.1)])
 
 
 @few

@@ -22,7 +22,7 @@ from training.decoder.scenes import CELL_SIZE, SIZES, TrainingScene
 from training.decoder.train import RENDER
 
 JUDGED_FRAMES = (8, 16)
-"""Frames of every path that are compared."""
+"""Frames of every path that are compared, if nothing else is said."""
 
 
 def judged_scenes(paths: list[Path], device: torch.device | str) -> dict[str, TrainingScene]:
@@ -40,19 +40,24 @@ def judged_scenes(paths: list[Path], device: torch.device | str) -> dict[str, Tr
 
 @torch.no_grad()
 def judge_decoder(
-    decoder: LatentGaussianDecoder, scenes: dict[str, TrainingScene], prune_ratio: float = 0.5
+    decoder: LatentGaussianDecoder,
+    scenes: dict[str, TrainingScene],
+    prune_ratio: float = 0.5,
+    frames: tuple[int, ...] = JUDGED_FRAMES,
 ) -> dict[str, dict[str, float]]:
     """PSNR in dB and LPIPS of frames, and PSNR of the sharper first picture, by scene and in the mean."""
     rows: dict[str, dict[str, float]] = {}
     for name, scene in scenes.items():
-        rows[name] = _judge(decoder, scene, prune_ratio)
+        rows[name] = _judge(decoder, scene, prune_ratio, list(frames))
     if rows:
         keys = next(iter(rows.values()))
         rows["mean"] = {key: sum(row[key] for row in rows.values()) / len(rows) for key in keys}
     return {name: {key: round(value, 3) for key, value in row.items()} for name, row in rows.items()}
 
 
-def _judge(decoder: LatentGaussianDecoder, scene: TrainingScene, prune_ratio: float) -> dict[str, float]:
+def _judge(
+    decoder: LatentGaussianDecoder, scene: TrainingScene, prune_ratio: float, frames: list[int]
+) -> dict[str, float]:
     height, width = scene.size
     cameras = CameraPath(
         scene.camera_to_world, scene.intrinsics, torch.zeros_like(scene.intrinsics[..., 0]), height, width
@@ -62,7 +67,6 @@ def _judge(decoder: LatentGaussianDecoder, scene: TrainingScene, prune_ratio: fl
         decoder(scene.latents[None], Conditioning(scene.plucker[None], rays)), prune_ratio
     ).scene(0)
     perceptual = load_lpips("alex")
-    frames = list(JUDGED_FRAMES)
     seen = render(gaussians, cameras[:, frames].reshape(-1), RENDER).rgb.clamp(0, 1)
     truth = scene.rgb[:, frames].flatten(0, 1).movedim(1, -1).float() / 255
     fine = CameraPath(

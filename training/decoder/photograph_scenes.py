@@ -1,4 +1,4 @@
-"""Training scenes out of single photographs: a Gaussian a pixel by the depth that ships, seen along six paths.
+"""Training scenes of single photographs: a Gaussian a pixel by the depth that ships, seen along six paths.
 
 That is the paper's self-distillation with the teacher that everybody has. Sometimes cut-outs stand before the
 photograph: behind them lies the photograph itself, so that what appears at their edges is true.
