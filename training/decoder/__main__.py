@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import random
 import time
 from collections.abc import Callable
@@ -39,6 +41,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--photograph-scenes", type=int, default=1000)
     parser.add_argument("--rendered-scenes", type=int, default=500)
+    parser.add_argument("--scene-seconds", type=float, help="begin to train then, with the scenes there are")
     parser.add_argument("--workers", type=int, default=12, help="processes that render scenes")
     parser.add_argument(
         "--judge", type=Path, nargs="*", default=[], help="held-out photographs, never trained on"
@@ -89,16 +92,24 @@ def _scenes(options: argparse.Namespace, say: Callable[[str], None]) -> list[tup
         options.output / "scenes", atlas, seed=2, sizes=_sizes(options.rendered_scenes, random.Random(1)),
         device=options.device,
     )  # fmt: skip
+    until = time.monotonic() + (options.scene_seconds or math.inf)
+    paths: list[Path] = []
     with ThreadPoolExecutor(1) as thread:
-        rendered = thread.submit(lambda: list(write_rendered_scenes(jobs, options.workers)))
-        scenes = _photograph_scenes(pack, options)
+        made = write_rendered_scenes(jobs, options.workers)
+        rendered = thread.submit(
+            lambda: paths.extend(itertools.takewhile(lambda _: time.monotonic() < until, made))
+        )
+        scenes = _photograph_scenes(pack, options, until)
         say(f"{len(scenes)} scenes of photographs")
-        paths = rendered.result()
+        rendered.result()
+        made.close()
     say(f"{len(paths)} rendered scenes")
     return scenes + [("rendered", load_scene(path, options.device)) for path in paths]
 
 
-def _photograph_scenes(pack: Pack, options: argparse.Namespace) -> list[tuple[str, TrainingScene]]:
+def _photograph_scenes(
+    pack: Pack, options: argparse.Namespace, until: float
+) -> list[tuple[str, TrainingScene]]:
     draws = random.Random(0)
     names = pack.names("photographs")
     sizes = _sizes(options.photograph_scenes, draws)
@@ -109,6 +120,8 @@ def _photograph_scenes(pack: Pack, options: argparse.Namespace) -> list[tuple[st
     with ThreadPoolExecutor(8) as readers:
         pictures = readers.map(pack.read, order[: len(sizes)])
         for size, picture in zip(sizes, pictures, strict=True):
+            if time.monotonic() > until:
+                break
             photograph = torch.from_numpy(picture).to(options.device).movedim(-1, 0)
             recipe = draw_recipe(draws, size, len(cutouts))
             scene = photograph_scene(photograph, recipe, depth, codec, cutouts, draws=draws)

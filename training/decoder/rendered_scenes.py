@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import random
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,8 +80,8 @@ def _fine_cameras(cameras: CameraPath, draws: random.Random, num: int) -> Camera
     return picked.resized(cameras.height * FINE_SCALE, cameras.width * FINE_SCALE)
 
 
-def write_rendered_scenes(jobs: RenderedJobs, num_workers: int) -> Iterator[Path]:
-    """Paths of all scenes, each when it is there; those of an earlier run are kept."""
+def write_rendered_scenes(jobs: RenderedJobs, num_workers: int) -> Generator[Path, None, None]:
+    """Paths of all scenes, each when it is there, kept ones first; closing it ends the work."""
     missing = []
     for number in range(len(jobs.sizes)):
         if jobs.path(number).is_file():
@@ -93,7 +93,10 @@ def write_rendered_scenes(jobs: RenderedJobs, num_workers: int) -> Iterator[Path
     jobs.folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max(1, num_workers), context, torch.set_num_threads, (1,)) as pool:
-        yield from pool.map(_write, [jobs] * len(missing), missing)
+        try:
+            yield from pool.map(_write, [jobs] * len(missing), missing)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _write(jobs: RenderedJobs, number: int) -> Path:
