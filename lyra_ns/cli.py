@@ -1,4 +1,4 @@
-"""`ns-lyra`: everything around training that nerfstudio's own commands do not do. `ns-lyra --version` names it."""
+"""`ns-lyra`: everything around training that nerfstudio's own commands do not do (`--version` names it)."""
 
 from __future__ import annotations
 
