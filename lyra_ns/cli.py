@@ -1,4 +1,4 @@
-"""`ns-lyra`: everything around training that nerfstudio's own commands do not do."""
+"""`ns-lyra`: everything around training that nerfstudio's own commands do not do (`--version` names it)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Union, get_args
 
 import tyro
 
+from lyra_ns import __version__
 from lyra_ns.commands.curriculum import TrainCurriculum
 from lyra_ns.commands.data import CheckData, FitCodec, SampleData, Unpack
 from lyra_ns.commands.decoder import Convert, FetchLpips
@@ -46,6 +47,9 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run one command; a mistake in the input ends it with one sentence instead of a traceback."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"ns-lyra {__version__}")
+        return
     for member in get_args(Command):
         join_help_lines(get_args(member)[0])
     with redirect_stdout(WrappedOutput()):

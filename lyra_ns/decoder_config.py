@@ -13,7 +13,10 @@ from lyra_ns.ssd import ScanName
 
 @dataclass
 class DecoderConfig:
-    """Sizes and choices of the decoder. Defaults are the official static model (lyra_decoder.md 1.1)."""
+    """Sizes and choices of the decoder. Defaults are the official static model.
+
+    Source: docs/reference/decoder.md, "Configuration".
+    """
 
     width: int = 512
     """Channels of a token."""
@@ -52,7 +55,8 @@ class DecoderConfig:
     input_statistics: bool = False
     """Keep mean and deviation of the inputs as buffers and whiten with them (small-scale stabiliser)."""
     parity: bool = False
-    """Everything in bfloat16, weights, rays and head too, as official code runs (lyra_decoder.md 1.10)."""
+    """Everything in bfloat16, weights, rays and head too, as official code runs (docs/reference/decoder.md,
+    "Precision")."""
     trunk_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Matrix products of the blocks; auto is bfloat16 on CUDA and float32 elsewhere. The head is float32."""
     ssd_backend: ScanName = "auto"

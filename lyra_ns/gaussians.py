@@ -89,7 +89,10 @@ def concatenate(parts: list[Gaussians]) -> Gaussians:
 
 @dataclass
 class GaussianHeadConfig:
-    """How raw decoder outputs become Gaussians. Defaults are the official ones (lyra_decoder.md 1.6)."""
+    """How raw decoder outputs become Gaussians. Defaults are the official ones.
+
+    Source: docs/reference/decoder.md, "Gaussian head".
+    """
 
     near: float = 0.1
     """Smallest distance along a ray."""
@@ -162,14 +165,17 @@ def activate_rotation(raw: Float[Tensor, "*any 4"], config: GaussianHeadConfig) 
 
 
 def num_kept(num: int, prune_ratio: float) -> int:
-    """How many of `num` Gaussians stay: rounded down in float64 as the official code does (spec 1.7)."""
+    """How many of `num` Gaussians stay: rounded down in float64 as the official code does.
+
+    Source: docs/reference/decoder.md, "Pruning".
+    """
     if not 0.0 <= prune_ratio < 1.0:
         raise ValueError(f"prune ratio must be in [0, 1), found {prune_ratio}: 0.8 keeps one in five")
     return int(num * (1.0 - prune_ratio))
 
 
 def prune(gaussians: Gaussians, prune_ratio: float) -> Gaussians:
-    """The Gaussians without the share `prune_ratio` of least opaque ones, most opaque first (spec 1.7).
+    """The Gaussians without the share `prune_ratio` of least opaque ones, most opaque first.
 
     Equal opacities are decided by position, so that every device keeps the same set.
     """

@@ -2,9 +2,10 @@
 
 A Mamba block or a perceptron is cheap to run again and expensive to keep; attention is the other way round:
 its cost grows with the square of the number of tokens, its output and log-sum-exp do not. So the middle way,
-"scans", keeps attention and recomputes everything else (performance.md 2: the official training recomputes
-both attention layers while most of the card stays empty). Where there is room, "states" keeps what the state
-scans give, too, which only our own kernels can: with other forms of the scan it is the same as "scans".
+"scans", keeps attention and recomputes everything else; the official training recomputes both attention
+layers while most of the card stays empty (docs/reference/performance.md, "Training step"). Where there is
+room, "states" keeps what the state scans give, too, which only our own kernels can: with other forms of the
+scan it is the same as "scans".
 
 Shape letters: B scenes, N tokens of all views, E width.
 """

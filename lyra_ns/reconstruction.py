@@ -56,7 +56,8 @@ class Reconstructor:
     prune_ratio: float = 0.0
     """Share of Gaussians, the least opaque ones, that are dropped."""
     plucker_dtype: RayDtype = "float32"
-    """Precision of the ray maps that are encoded; official code computes both in bfloat16 (spec 1.10)."""
+    """Precision of the ray maps that are encoded; official code computes both in bfloat16
+    (docs/reference/decoder.md, "Precision")."""
     ray_dtype: RayDtype = "float32"
     """Precision of the rays on which the Gaussians are placed."""
     memory: MemoryWay = "auto"

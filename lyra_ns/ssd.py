@@ -6,11 +6,12 @@ linear recurrence
     h_t = exp(dt_t A) h_{t-1} + dt_t x_t (x) B_t        y_t = h_t C_t + D x_t
 
 the gate SiLU(z) and a root-mean-square norm (gate first): what `mamba_split_conv1d_scan_combined` of
-mamba-ssm computes (lyra_decoder.md 1.4). `reference` is the recurrence itself and the truth for the others;
-`chunked` does the same with matrix products; `mamba_ssm` calls the Triton kernels; `fused` scans both
-directions of a layer at once, in kernels of our own around the state scan (ssd_bidirectional.py). The step
-dt, the decay and the states are float32 (float64 for float64 tokens) in both torch forms; the kernels hand
-states from chunk to chunk in the type of the tokens. ssd_states.py holds the recurrence and its chunked form.
+mamba-ssm computes (docs/reference/decoder.md, "Blocks"). `reference` is the recurrence itself and the truth
+for the others; `chunked` does the same with matrix products; `mamba_ssm` calls the Triton kernels; `fused`
+scans both directions of a layer at once, in kernels of our own around the state scan (ssd_bidirectional.py).
+The step dt, the decay and the states are float32 (float64 for float64 tokens) in both torch forms; the
+kernels hand states from chunk to chunk in the type of the tokens. ssd_states.py holds the recurrence and its
+chunked form.
 
 The paper's A, B, C, D and dt are called decay, write, read, skip and step here. Shape letters: B batch,
 N tokens, H heads, P channels of a head, I = H P inner channels, G groups that share write and read, S state

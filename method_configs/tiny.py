@@ -38,7 +38,8 @@ TINY_DECODER = DecoderConfig(
         identity_rotation=True,
     ),
 )
-"""Sizes of the decoder that ships, with the stabilisers that small data needs (cpu_and_assets.md 5.3)."""
+"""Sizes of the decoder that ships, with the stabilisers that small data needs (docs/reference/small_scale.md,
+"Stabilisers")."""
 
 lyra_tiny = MethodSpecification(
     config=TrainerConfig(

@@ -81,7 +81,7 @@ def one_ray() -> RayGrid:
 
 
 def test_raw_zero() -> None:
-    """The values that lyra_decoder.md 1.6 lists for raw = 0."""
+    """The values of a raw zero in docs/reference/decoder.md, "Gaussian head"."""
     gaussians = gaussians_from_raw(raw_row(), one_ray(), OFFICIAL)
     assert gaussians.means[0, 0].tolist() == pytest.approx([1, 2, 3 + 80.64], abs=5e-3)
     assert gaussians.opacities.item() == pytest.approx(0.1192, abs=5e-5)
@@ -92,7 +92,7 @@ def test_raw_zero() -> None:
 
 @pytest.mark.parametrize(("raw", "distance"), [(-4.668, 1.0), (-2.965, 5.0)])
 def test_listed_distances(raw: float, distance: float) -> None:
-    """The raw distances that lyra_decoder.md 1.6 lists."""
+    """The raw distances in docs/reference/decoder.md, "Gaussian head"."""
     assert activate_distance(torch.tensor(raw), OFFICIAL).item() == pytest.approx(distance, rel=2e-3)
 
 

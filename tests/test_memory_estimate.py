@@ -125,7 +125,10 @@ def official(num_views: int, is_chunked: bool = False, **changes: Any) -> Memory
 
 
 def test_full_size_is_near_the_reference() -> None:
-    """The official forward pass of six trajectories peaks at 8.8 GB (performance.md 1), ours at no more."""
+    """The official forward pass of six trajectories peaks at 8.8 GB, ours at no more.
+
+    Source: docs/reference/performance.md, "Forward pass".
+    """
     assert official(6).trunk == pytest.approx(8.8e9, rel=0.15)
     assert official(6).trunk / official(1).trunk == pytest.approx(6, rel=0.02)
 

@@ -1,4 +1,7 @@
-"""LyraPipeline: hands whole batches to the model, which nerfstudio's own pipeline keeps back."""
+"""LyraPipeline: hands whole batches to the model, which nerfstudio's own pipeline keeps back.
+
+Source: docs/reference/nerfstudio.md, "Data manager and pipeline".
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """SANA-WM as a teacher: a picture, a text and explicit cameras in, no 3D cache needed.
 
-Its first stage, at 704 x 1280 (gen3c_generation.md F); the refiner of its second stage, which changes the
-number of frames, is left out. Cameras are told relative to the first, in the units of the request times
-`pose_scale`. Diffusers is imported when weights are loaded.
+Its first stage, at 704 x 1280 (docs/reference/gen3c.md, "Other teachers"); the refiner of its second stage,
+which changes the number of frames, is left out. Cameras are told relative to the first, in the units of the
+request times `pose_scale`. Diffusers is imported when weights are loaded.
 
 **Not tried on the released weights**, which could not be had, and whose licence is to be read before use:
 arguments, shapes and cameras are proven on random weights of the real classes.

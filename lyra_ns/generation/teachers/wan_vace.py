@@ -1,8 +1,8 @@
 """Wan VACE as a teacher: what the 3D cache shows is the control video, its holes are what is to be made.
 
-A camera needs no input of its own: the warped frames show where it is (gen3c_generation.md F). The path is
-rendered at the size of the request, so that the cache leaves no gaps, and stretched to a size that the model
-takes. Diffusers is imported when weights are loaded.
+A camera needs no input of its own: the warped frames show where it is (docs/reference/gen3c.md, "Other
+teachers"). The path is rendered at the size of the request, so that the cache leaves no gaps, and stretched
+to a size that the model takes. Diffusers is imported when weights are loaded.
 
 **Not tried on the released weights**, which could not be had: arguments, shapes and masks are proven on
 random weights of the real classes.
