@@ -112,3 +112,25 @@ def block_kinds(pattern: str, depth: int) -> str:
     if not period:
         raise ValueError(f"the block pattern {pattern!r} holds no block")
     return (period * depth)[:depth]
+
+
+TINY_DECODER = DecoderConfig(
+    width=256,
+    depth=12,
+    pattern="3M1T",
+    num_heads=4,
+    state_size=64,
+    head_dim=64,
+    cell_size=4,
+    input_statistics=True,
+    init="damped",
+    head=GaussianHeadConfig(
+        near=1.0,
+        far=30.0,
+        distance_law="logarithmic",
+        distance_shift=0.0,
+        scale_law="footprint",
+        identity_rotation=True,
+    ),
+)
+"""Sizes of the decoder that ships, with the stabilisers that small data needs (cpu_and_assets.md 5.3)."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lyra_ns.commands.choices import DecoderChoice
+from lyra_ns.options import DecoderChoice
 
 
 @dataclass(kw_only=True)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lyra_ns.generation.devices import numbered
+from lyra_ns.device import numbered
 from lyra_ns.generation.gen3c.blocks import WHOLE, use_own_blocks
 from lyra_ns.generation.gen3c.low_precision import use_eight_bits
 from lyra_ns.generation.gen3c.memory_needs import (

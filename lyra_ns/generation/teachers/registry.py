@@ -63,7 +63,7 @@ def load_teacher(
     `depth` is what GEN3C needs for videos of more than one chunk. ValueError for a choice that does not fit,
     FileNotFoundError without weights or clips, ModuleNotFoundError without a package: in one sentence each.
     """
-    from lyra_ns.commands.choices import chosen_device
+    from lyra_ns.device import chosen_device
 
     if choice.teacher not in get_args(TeacherName):
         raise ValueError(
