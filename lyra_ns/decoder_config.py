@@ -6,9 +6,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+
 from lyra_ns.attention import AttentionName
 from lyra_ns.gaussians import GaussianHeadConfig
-from lyra_ns.ssd import ScanName
+from lyra_ns.ssd_bidirectional import scan_form
+from lyra_ns.ssd_types import ScanForm, ScanName
 
 
 @dataclass
@@ -89,6 +92,12 @@ class DecoderConfig:
     def inner_width(self) -> int:
         """Channels inside a scan."""
         return self.width * self.expand
+
+    def scan_form(self, form: ScanName, device: torch.device) -> ScanForm:
+        """`form` of the scans (never auto) on `device`, the fused one with what computes its states."""
+        is_low_precision = self.parity or self.trunk_dtype != "float32"
+        dtype = torch.bfloat16 if is_low_precision else torch.float32
+        return scan_form(form, dtype, self.head_dim, self.state_size, device)
 
     def num_tokens(self, num_views: int, latent_frames: int, latent_height: int, latent_width: int) -> int:
         """Length of the sequence for one scene."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
+
+MemoryName = Literal["fast", "balanced", "low"]
+"""What of a video model lies on the device. fast: all weights. balanced: the part that runs. low: the layer
+that runs."""
 
 
 def chosen_device(name: str) -> torch.device:
