@@ -15,13 +15,13 @@ from lyra_ns.commands.data import CheckData, FitCodec, SampleData, Unpack
 from lyra_ns.commands.decoder import Convert, FetchLpips
 from lyra_ns.commands.demo import Demo
 from lyra_ns.commands.doctor import Doctor
-from lyra_ns.commands.error_text import error_text
 from lyra_ns.commands.evaluate import Evaluate, PhotoCheck
 from lyra_ns.commands.generate import Generate
 from lyra_ns.commands.help_text import WrappedOutput, join_help_lines
 from lyra_ns.commands.make_data import MakeData
 from lyra_ns.commands.prompts import WritePrompts
 from lyra_ns.commands.reconstruct import Reconstruct
+from lyra_ns.errors import error_text
 
 Command = Union[  # noqa: UP007 - tyro reads the Annotated members of a Union
     Annotated[SampleData, tyro.conf.subcommand("sample-data")],

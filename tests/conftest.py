@@ -20,6 +20,7 @@ CHECKED_ROOMS = (
     "gaussians",
     "ssd",
     "ssd_states",
+    "ssd_types",
     "ssd_bidirectional",
     "decoder",
     "decoder_blocks",

@@ -16,6 +16,7 @@ from lyra_ns.cameras import CameraPath
 from lyra_ns.codec import load_codec
 from lyra_ns.conditioning import Conditioning, ConditioningBuilder
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
+from lyra_ns.decoder_config import TINY_DECODER
 from lyra_ns.decoder_head import pruned_gaussians
 from lyra_ns.memory_estimate import (
     NUM_SEGMENTS,
@@ -28,7 +29,6 @@ from lyra_ns.memory_estimate import (
     inference_plan,
 )
 from lyra_ns.memory_limits import DoesNotFit, available_bytes, explaining_exhaustion
-from lyra_ns.method_configs.tiny import TINY_DECODER
 
 OFFICIAL = {"depth": 1, "pattern": "M"}
 SIZE = SceneSize(num_views=2, latent_frames=3, height=16, width=20)
@@ -162,7 +162,7 @@ from dataclasses import replace
 sys.path.append(sys.argv[1])
 from peak_memory import PeakMemory
 from lyra_ns.decoder import LatentGaussianDecoder
-from lyra_ns.method_configs.tiny import TINY_DECODER
+from lyra_ns.decoder_config import TINY_DECODER
 for depth in (1, 3):
     decoder = LatentGaussianDecoder(replace(TINY_DECODER, depth=depth, pattern="T"))
     latents, plucker = torch.randn(1, 2, 16, 3, 16, 20), torch.randn(1, 2, 32, 3, 16, 20)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from lyra_ns.commands.choices import check_height_and_width
+from lyra_ns.options import check_height_and_width
 
 
 @dataclass

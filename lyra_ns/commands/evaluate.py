@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from lyra_ns.commands.choices import DecoderChoice, check_height_and_width
+from lyra_ns.options import DecoderChoice, check_height_and_width
 
 if TYPE_CHECKING:
     from lyra_ns.data.store import LyraStore
@@ -71,7 +71,7 @@ class Evaluate(DecoderChoice):
         """Results of all scenes under a progress bar."""
         from rich.progress import track
 
-        from lyra_ns.commands.reconstruct import stored_scene
+        from lyra_ns.data.open import stored_scene
         from lyra_ns.evaluation.runner import evaluate_scenes
         from lyra_ns.perceptual import load_lpips
 

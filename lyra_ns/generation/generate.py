@@ -18,10 +18,10 @@ from typing import Any
 
 from rich.console import Console
 
+from lyra_ns.any_decoder import load_any_decoder
 from lyra_ns.codec import codec_for
 from lyra_ns.codec.interface import VideoCodec
-from lyra_ns.commands.any_decoder import load_any_decoder
-from lyra_ns.commands.choices import chosen_device
+from lyra_ns.device import chosen_device
 from lyra_ns.generation.clip_making import (
     chosen_teacher,
     clip_requests,

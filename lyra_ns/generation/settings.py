@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lyra_ns.commands.choices import DecoderChoice
+from lyra_ns.device import MemoryName
+from lyra_ns.options import DecoderChoice
 
 
 @dataclass(kw_only=True)
@@ -94,7 +95,7 @@ class GenerateSettings(DecoderChoice):
     """Numbers that a video model computes with; auto: bfloat16 on a GPU, float32 on a CPU."""
     text_to_image: str = "black-forest-labs/FLUX.1-dev"
     """Text-to-image model of diffusers, folder or hub id, for a prompt without an input."""
-    memory: Literal["fast", "balanced", "low"] = "balanced"
+    memory: MemoryName = "balanced"
     """Weights of the models kept on the GPU: all, those of the stage that runs, or as few as possible."""
     dry_run: bool = False
     """Only show what the teacher would be shown: OUTPUT/preview with warped frames, cameras and depth."""

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from lyra_ns.cameras import relative_to
 from lyra_ns.codec.interface import VideoCodec
-from lyra_ns.generation.pretrained import Memory, default_dtype, load_pipeline, place
+from lyra_ns.device import MemoryName
+from lyra_ns.generation.pretrained import default_dtype, load_pipeline, place
 from lyra_ns.generation.teachers.frames import eight_bits
 from lyra_ns.generation.teachers.interface import OnStep, TeacherClip, TeacherRequest
 from lyra_ns.generation.teachers.reencoding import (
@@ -151,7 +152,7 @@ def load_sana_wm(
     codec: VideoCodec,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-    memory: Memory = "balanced",
+    memory: MemoryName = "balanced",
     settings: SanaWmSettings | None = None,
 ) -> SanaWmTeacher:
     """The teacher with the weights of a folder or hub id.

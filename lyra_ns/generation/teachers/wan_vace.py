@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from lyra_ns.codec.interface import VideoCodec
+from lyra_ns.device import MemoryName
 from lyra_ns.generation.gen3c.text import encode_texts
-from lyra_ns.generation.pretrained import Memory, default_dtype, diffusers_class, load_pipeline, place
+from lyra_ns.generation.pretrained import default_dtype, diffusers_class, load_pipeline, place
 from lyra_ns.generation.teachers.frames import eight_bits
 from lyra_ns.generation.teachers.interface import OnStep, TeacherClip, TeacherRequest
 from lyra_ns.generation.teachers.reencoding import (
@@ -187,7 +188,7 @@ def load_wan_vace(
     codec: VideoCodec,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-    memory: Memory = "balanced",
+    memory: MemoryName = "balanced",
     settings: WanVaceSettings | None = None,
     flow_shift: float | None = None,
 ) -> WanVaceTeacher:

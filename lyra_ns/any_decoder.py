@@ -1,4 +1,4 @@
-"""Where a command's decoder comes from: the package, our file, an official one or a nerfstudio run."""
+"""Where a decoder comes from: the package, our file, an official one or a nerfstudio run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lyra_ns.checkpoints import load_decoder
-from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
+from lyra_ns.decoder import LatentGaussianDecoder
+from lyra_ns.decoder_config import TINY_DECODER, DecoderConfig
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +34,6 @@ def decoder_config_of(name: MethodName) -> DecoderConfig:
     if name not in get_args(MethodName):
         raise ValueError(f"expected one of {', '.join(get_args(MethodName))} as --config, found {name!r}")
     if name == "lyra-tiny":
-        from lyra_ns.method_configs.tiny import TINY_DECODER
-
         return replace(TINY_DECODER)
     return DecoderConfig(use_time=name == "lyra-dynamic")
 
