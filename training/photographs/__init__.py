@@ -1,0 +1,1 @@
+"""The pack of photographs on which shipped weights are trained."""
