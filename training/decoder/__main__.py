@@ -49,6 +49,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-steps", type=int, help="stop there (for trials)")
     parser.add_argument("--scenes-per-step", type=int, default=6)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--seed", type=int, default=0, help="of scenes and batches")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
 
@@ -65,7 +66,9 @@ def main() -> None:
     say(f"scenes: {pool.describe()}")
     start = options.start or Path(str(files("lyra_ns.weights") / "lyra_tiny.safetensors"))
     config = DecoderTrainingConfig(
-        scenes_per_step=options.scenes_per_step, learning_rate=options.learning_rate
+        scenes_per_step=options.scenes_per_step,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
     )
     decoder = load_start(start, config, options.device)
     training = DecoderTraining(decoder, config)
@@ -89,7 +92,8 @@ def _scenes(options: argparse.Namespace, say: Callable[[str], None]) -> list[tup
         save_texture_atlas(atlas, texture_bank(pack))
     say("textures written")
     jobs = RenderedJobs(
-        options.output / "scenes", atlas, seed=2, sizes=_sizes(options.rendered_scenes, random.Random(1)),
+        options.output / "scenes", atlas, seed=2 + options.seed,
+        sizes=_sizes(options.rendered_scenes, random.Random(options.seed + 1)),
         device=options.device,
     )  # fmt: skip
     until = time.monotonic() + (options.scene_seconds or math.inf)
@@ -110,7 +114,7 @@ def _scenes(options: argparse.Namespace, say: Callable[[str], None]) -> list[tup
 def _photograph_scenes(
     pack: Pack, options: argparse.Namespace, until: float
 ) -> list[tuple[str, TrainingScene]]:
-    draws = random.Random(0)
+    draws = random.Random(options.seed)
     names = pack.names("photographs")
     sizes = _sizes(options.photograph_scenes, draws)
     order = [name for _ in range(len(sizes) // len(names) + 1) for name in draws.sample(names, len(names))]

@@ -39,7 +39,9 @@ def texture_bank(pack):
         image = image.crop((left, top, left + side, top + side)).resize((SOURCE_SIZE, SOURCE_SIZE))
         squares.append(torch.from_numpy(np.array(image)).permute(2, 0, 1))
     num = NUM_PATTERNS[False]
-    patterns = (torch.stack([draw_pattern(0, k, SOURCE_SIZE, False) for k in range(num)]) * 255).round().byte()
+    patterns = (
+        (torch.stack([draw_pattern(0, k, SOURCE_SIZE, False) for k in range(num)]) * 255).round().byte()
+    )
     images = torch.cat([torch.stack(squares), patterns])
     is_photograph = torch.arange(len(images)) < len(squares)
     return TextureBank(images, torch.zeros(len(images), dtype=torch.bool), is_photograph)
