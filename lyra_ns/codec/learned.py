@@ -1,8 +1,8 @@
 """The learned codec: a small causal 8x8x8 autoencoder with 16 channels, trained on photographs in motion.
 
-Latents are the means that the encoder gives: nothing is drawn, equal videos have equal latents. The first latent
-frame depends on the first frame alone, and later ones on no later frame. A file holds the weights in float16; the
-network runs in float32, on a CUDA device with its convolutions in bfloat16.
+Latents are the means that the encoder gives: nothing is drawn, equal videos have equal latents. The first
+latent frame depends on the first frame alone, and later ones on no later frame. A file holds the weights in
+float16; the network runs in float32, on a CUDA device with its convolutions in bfloat16.
 
 Shape letters: N videos, L frames (8k + 1), T latent frames (k + 1), C latent channels, H W image, h w latent.
 """
@@ -102,8 +102,8 @@ class LearnedCodec:
         height, width = video.shape[-2:]
         if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
             raise ValueError(
-                f"height and width must be multiples of {SIZE_MULTIPLE}, found {height}x{width}: crop or resize "
-                "the video"
+                f"height and width must be multiples of {SIZE_MULTIPLE}, found {height}x{width}: "
+                "crop or resize the video"
             )
 
     def _autocast(self) -> torch.autocast:
@@ -127,15 +127,16 @@ def load_learned_codec(path: Path | None = None, device: torch.device | str = "c
     path = path or Path(str(files("lyra_ns.weights").joinpath(FILE_NAME)))
     if not path.is_file():
         raise FileNotFoundError(
-            f"learned codec {path} does not exist: give the path of a file that `python -m training.codec.train` "
-            "wrote, learned:PATH, or use the codec linear"
+            f"learned codec {path} does not exist: name a file that `python -m training.codec.train` wrote, "
+            "learned:FILE, or use the codec linear"
         )
     try:
         return _codec_of_file(path, name).to(device)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{path} is not a learned codec ({reason}): give a file that `python -m training.codec.train` wrote"
+            f"{path} is not a learned codec ({reason}): name a file that `python -m training.codec.train` "
+            "wrote"
         ) from error
 
 

@@ -6,7 +6,7 @@ Why it is built so, one line each:
 - The encoder looks back in time only, so that the first latent frame is the first frame's alone; the decoder
   looks both ways, since it always holds all latents: what a later group shows sharpens the earlier one.
 - Time is padded with zeros, by which the network knows where a clip begins and ends.
-- The first latent frame stands for one frame and the others for eight: it has its own layers at the bottleneck.
+- The first latent frame stands for one frame, the others for eight: it has its own layers at the bottleneck.
 - Beside the network runs a linear codec, at first the shipped one with its latents made unit: training begins
   at its quality and the network learns what is missing. All of it is trained.
 - One normalisation per block, over channels: enough for stability, and memory traffic is the cost on a CPU.
@@ -192,8 +192,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "N T h w C"]) -> Float[Tensor, "N T h w C"]:
         """The same cells, refined."""
-        h = functional.silu(self.first(self.norm(x)), inplace=True)
-        h = functional.silu(self.time(h), inplace=True)
+        h = _silu(self.first(self.norm(x)))
+        h = _silu(self.time(h))
         return x + self.second(h)
 
 
@@ -213,7 +213,12 @@ class ChannelNorm(nn.Module):
         """The same type as `x`: autocast would give float32, which costs more than it gains."""
         with torch.autocast(x.device.type, enabled=False):
             weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-            return functional.silu(functional.layer_norm(x, x.shape[-1:], weight, bias, 1e-6), inplace=True)
+            return _silu(functional.layer_norm(x, x.shape[-1:], weight, bias, 1e-6))
+
+
+def _silu(x: Tensor) -> Tensor:
+    # In place where no gradient is wanted: with one, a copy would be kept for it.
+    return functional.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class SpatialConv(nn.Conv2d):
@@ -245,7 +250,7 @@ class TemporalConv(nn.Conv2d):
 
 
 def join_cells(x: Float[Tensor, "N T h w C"], num_frames: int, side: int) -> Float[Tensor, "N t h2 w2 D"]:
-    """Cells joined over `num_frames` frames and `side` x `side` places; the first frame is joined with itself."""
+    """Cells joined over `num_frames` frames and `side` x `side` places, the first frame with itself."""
     x = torch.cat([x[:, :1]] * (num_frames - 1) + [x], 1)
     count, frames, rows, columns, width = x.shape
     x = x.reshape(count, frames // num_frames, num_frames, rows // side, side, columns // side, side, width)

@@ -1,7 +1,7 @@
 """Clips to train on: photographs that move, textures and cut-outs that move before them, and ray maps.
 
-Motion is measured in pixels of a clip of 160 x 256 and grows with the clip's size. Everything is drawn from one
-generator on the device of the pictures, so that a step's clips follow from its number.
+Motion is measured in pixels of a clip of 160 x 256 and grows with the clip's size. Everything is drawn from
+one seed, so that a step's clips follow from its number.
 
 Shape letters: B clips, L frames, H W image.
 """
@@ -28,7 +28,7 @@ ZOOM = 0.02
 TURN = 0.008
 """Largest turn a frame, in radians."""
 BEND = 0.6
-"""Largest share of the motion by which parts of a photograph move faster or slower, as near and far things do."""
+"""Largest share of the motion by which parts of a photograph move faster or slower, as near and far do."""
 MOST_LAYERS = 3
 SHARPNESS = (0.6, 1.5)
 """Pixels of the stored picture for one of the clip: below 1 enlarged, above it reduced."""

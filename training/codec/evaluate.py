@@ -1,7 +1,7 @@
 """Judges a learned codec by held-out photographs in motion: `python -m training.codec.evaluate`.
 
-Each photograph becomes a clip of 17 frames that zooms in by 1.2 % and pans, 3 to 4 pixels a frame at 256 x 160.
-PSNR over the clip and over its first frame, for the learned and for the linear codec, and what ray maps lose.
+Each photograph becomes a clip of 17 frames that zooms in by 1.2 % and pans, 3 to 4 pixels a frame
+at 256 x 160. PSNR over the clip and over its first frame, learned and linear, and what ray maps lose.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ RAY_CLIPS = 8
 def evaluate_codec(
     codec: VideoCodec, pictures: dict[str, Image.Image], device: torch.device
 ) -> dict[str, Any]:
-    """PSNR of every held-out clip and of its first frame, their means, and errors of ray maps, beside linear."""
+    """PSNR of every held-out clip and of its first frame, means, errors of ray maps; linear beside it."""
     linear = load_linear_codec().to(device)
     result: dict[str, Any] = {"digest": codec.spec.digest, "linear_digest": linear.spec.digest}
     for height, width in SIZES:
@@ -72,7 +72,7 @@ def moving_window(picture: Image.Image, height: int, width: int) -> Float[Tensor
 
 
 def read_held_out(location: str) -> dict[str, Image.Image]:
-    """Held-out photographs of a folder, a zip, an npz of file bytes, or `skimage`; ValueError if there are none."""
+    """Photographs of a folder, a zip, an npz of file bytes, or `skimage`; ValueError if there are none."""
     if location == "skimage":
         return {name: Image.open(io.BytesIO(content)) for name, content in _skimage_files().items()}
     path = Path(location)

@@ -18,7 +18,7 @@ SQUARED_WEIGHT = 5.0
 EDGE_WEIGHT = 0.25
 """Weight of the error of differences between neighbouring pixels, which keeps edges sharp."""
 DIVERGENCE_WEIGHT = 5e-5
-"""Weight of the divergence from unit normal latents: it holds their scale and costs no quality to speak of."""
+"""Weight of the divergence from unit normal latents: it holds their scale and costs hardly any quality."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def judge(
     mean: Float[Tensor, "B C T h w"],
     log_variance: Float[Tensor, "B C T h w"],
 ) -> Objective:
-    """The objective of one batch. Clips whose numbers exceed colours (ray maps) count by their relative error."""
+    """The objective of one batch; clips whose numbers exceed colours (ray maps) count by relative error."""
     size = video.square().mean((1, 2, 3, 4), keepdim=True).sqrt().clamp(min=1.0)
     error = (decoded - video) / size
     squared = error.square().mean((1, 3, 4))

@@ -62,7 +62,7 @@ class ZipPack:
 
 @dataclass(frozen=True)
 class PictureStack:
-    """Pictures of one kind, each in the corner of a square canvas; RGB repeats its edge there, RGBA is empty."""
+    """Pictures of one kind in the corners of square canvases: RGB repeats its edge there, RGBA is empty."""
 
     levels: tuple[UInt8[Tensor, "P C S S"], ...]
     """The canvases at full size, half size, ..."""

@@ -1,8 +1,8 @@
 """The state of a training run in files of at most 15 MiB, which appear together or not at all.
 
-Weights and their average are kept in float16: the rounding is far below the noise of a step. Of the optimiser's
-moments the first begins anew (it is forgotten within ten steps) and of the second the means over rows and columns
-are kept, whose product stands for it: together they take less than a hundredth of the room.
+Weights and their average are kept in float16: the rounding is far below the noise of a step. Of the
+optimiser's moments the first begins anew (it is forgotten within ten steps) and of the second the means over
+rows and columns are kept, whose product stands for it: they take less than a hundredth of the room.
 """
 
 from __future__ import annotations

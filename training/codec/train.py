@@ -1,8 +1,8 @@
-"""Trains the learned codec on pictures in motion: `python -m training.codec.train --pack PACK.zip --output DIR`.
+"""Trains the learned codec on pictures in motion: `python -m training.codec.train`.
 
-Pieces chain: `--resume DIR` goes on from the state of an earlier piece, and the learning rate follows one curve over
-`--total-seconds` of all pieces together. Everything lies on the device; a step's clips follow from its number.
-Written are the state (files of at most 15 MiB), curve.jsonl, evaluation.json and learned_codec.safetensors.
+Pieces chain: `--resume DIR` goes on from the state of an earlier piece, and the learning rate follows one
+curve over `--total-seconds` of all pieces together. Everything lies on the device; a step's clips follow from
+its number. Written are the state, curve.jsonl, evaluation.json and learned_codec.safetensors.
 """
 
 from __future__ import annotations
@@ -84,8 +84,6 @@ class TrainSettings:
     """Of everything drawn."""
     max_steps: int | None = None
     """Steps after which the piece ends whatever the clock says."""
-    compile: bool = False
-    """Whether encoder and decoder are compiled, which pays in pieces of many minutes only."""
     small: bool = False
     """Clips of a quarter of the size, for trying things out on a CPU."""
 
@@ -134,11 +132,6 @@ class Trainer:
             self.average.load_state_dict(saved.weights("average"))
             saved.restore_moments(self.network, self.optimizer)
         self.shapes = batch_shapes(settings.num_clips, settings.small)
-        self._encode: Any = self.network.encoder
-        self._decode: Any = self.network.decoder
-        if settings.compile:
-            self._encode = torch.compile(self.network.encoder, dynamic=True)
-            self._decode = torch.compile(self.network.decoder, dynamic=True)
 
     def step(self) -> Objective:
         """One step of the optimiser."""
@@ -149,9 +142,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            mean, log_variance = self._encode(video)
+            mean, log_variance = self.network.encode(video)
             latents = draw_latents(mean, log_variance, draws.normal(*mean.shape))
-            decoded = self._decode(latents)
+            decoded = self.network.decode(latents)
         objective = judge(decoded, video, mean, log_variance)
         self.optimizer.zero_grad(set_to_none=True)
         objective.loss.backward()
@@ -186,7 +179,7 @@ class Trainer:
 
     @torch.no_grad()
     def statistics(self) -> LatentStatistics:
-        """Mean and deviation of the averaged network's latents on training clips: first frames, later ones."""
+        """Mean and deviation of the averaged network's latents on training clips, first and later ones."""
         columns = []
         for number in range(STATISTICS_BATCHES):
             video = self.clips(self.shapes[0], Draws(STATISTICS_SEED + number, self.device), with_rays=False)
@@ -269,8 +262,8 @@ def train(settings: TrainSettings, pack: Pack, device: torch.device) -> Trainer:
     stacks = (pictures.photographs, pictures.textures, pictures.cutouts)
     num_weights = sum(parameter.numel() for parameter in trainer.network.parameters())
     print(
-        f"{num_weights / 1e6:.2f} M weights, {'/'.join(str(len(stack)) for stack in stacks)} photographs, textures "
-        f"and cut-outs on {device} after {time.monotonic() - start:.0f} s, from step {trainer.progress.step}",
+        f"{num_weights / 1e6:.2f} M weights, {'/'.join(str(len(stack)) for stack in stacks)} photographs, "
+        f"textures and cut-outs on {device} after {time.monotonic() - start:.0f} s, from step {trainer.progress.step}",
         flush=True,
     )
     curve = Curve(_curve_file(settings), trainer)
@@ -364,7 +357,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0)
     add("--max-steps", type=int)
     add("--dry-run-steps", type=int, help="do so many steps of every shape, then everything up to the end")
-    add("--compile", action="store_true")
     add("--small", action="store_true", help="clips of a quarter of the size")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser
@@ -388,7 +380,6 @@ def main(arguments: list[str] | None = None) -> None:
         layer_side=options.layer_side,
         seed=options.seed,
         max_steps=max_steps,
-        compile=options.compile,
         small=options.small,
     )
     if options.held_out:
