@@ -1,7 +1,7 @@
 """How close a decoder comes to clips of held-out photographs, beside its codec alone.
 
 >>> codec = load_codec("linear", "cuda")
->>> clips = warped_clips(unpack_photographs(Path("held_out.safetensors")), "cuda")  # once
+>>> clips = warped_clips(read_pack(Path("held_out.safetensors")), "cuda")  # once
 >>> rows = evaluate_clips(decoder, codec, clips)  # for every checkpoint
 >>> rows[-1]  # the mean
 
@@ -20,7 +20,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.photographs.held_out import Picture
 from benchmarks.photographs.warped_clips import SETTINGS, WarpedClips, warped_clips
 from lyra_ns.cameras import CameraPath
 from lyra_ns.codec.interface import VideoCodec
@@ -56,10 +55,10 @@ class Judged:
 def evaluate_photographs(
     decoder: LatentGaussianDecoder,
     codec: VideoCodec,
-    photographs: Mapping[str, Picture],
+    photographs: Mapping[str, bytes],
     device: torch.device | str,
 ) -> list[Row]:
-    """Rows of `evaluate_clips` for photographs; decoder and codec must be on `device`."""
+    """Rows of `evaluate_clips` for packed photographs; decoder and codec must be on `device`."""
     return evaluate_clips(decoder, codec, warped_clips(photographs, device))
 
 

@@ -7,8 +7,7 @@ Shape letters: H W image.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +29,8 @@ class HeldOut:
     """`scikit-image`, or the Debian package that holds it."""
     source: str
     """Name of scikit-image's function, or of the file."""
+    box: tuple[int, int, int, int] | None = None
+    """The part that is taken: left, top, right and bottom in pixels; None: all of it."""
 
 
 ASTRONAUT = HeldOut("astronaut", "scikit-image", "astronaut")
@@ -46,6 +47,15 @@ EIGHT = (
     HeldOut("wood", "mate-backgrounds", "Wood.jpg"),
 )
 """The photographs that decoders are compared on."""
+TEN = (
+    *FIVE,
+    HeldOut("garden", "mate-backgrounds", "Garden.jpg"),
+    HeldOut("street", "opencv-doc", "leuvenA.jpg"),
+    HeldOut("tower", "opencv-doc", "home.jpg", (224, 0, 512, 384)),
+    HeldOut("player", "opencv-doc", "messi5.jpg", (110, 0, 366, 342)),
+    HeldOut("squirrel", "opencv-doc", "squirrel_cls.jpg", (60, 0, 380, 426)),
+)
+"""The photographs that are looked at; the last three are upright parts of wider pictures."""
 
 
 def load_held_out(wanted: Iterable[HeldOut], folder: Path | None) -> dict[str, Picture]:
@@ -55,7 +65,10 @@ def load_held_out(wanted: Iterable[HeldOut], folder: Path | None) -> dict[str, P
     """
     wanted = list(wanted)
     paths = _files_of(wanted, folder)
-    return {held.name: _read(paths[held.name]) if held.name in paths else _shipped(held) for held in wanted}
+    return {
+        held.name: _read(paths[held.name], held.box) if held.name in paths else _shipped(held)
+        for held in wanted
+    }
 
 
 def _shipped(held: HeldOut) -> Picture:
@@ -85,34 +98,6 @@ def _files_of(wanted: list[HeldOut], folder: Path | None) -> dict[str, Path]:
     return {name: paths[0] for name, paths in found.items()}
 
 
-def _read(path: Path) -> Picture:
+def _read(path: Path, box: tuple[int, int, int, int] | None) -> Picture:
     with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-def pack_photographs(photographs: Mapping[str, Picture], path: Path) -> None:
-    """Writes the photographs, unchanged, into one safetensors file: lossless WebP by name."""
-    from safetensors.numpy import save
-
-    from lyra_ns.data.files import write_whole
-
-    packed = {}
-    for name, picture in photographs.items():
-        buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, "WEBP", lossless=True, quality=100, method=6)
-        packed[name] = np.frombuffer(buffer.getvalue(), np.uint8)
-    write_whole(path, save(packed))
-
-
-def unpack_photographs(path: Path) -> dict[str, Picture]:
-    """Photographs of a file of `pack_photographs`; FileNotFoundError or ValueError where there are none."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    if not path.is_file():
-        raise FileNotFoundError(f"no packed photographs at {path}: write them with --pack-held-out")
-    try:
-        packed = load(path.read_bytes())
-        return {name: np.asarray(Image.open(io.BytesIO(data.tobytes()))) for name, data in packed.items()}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} holds no packed photographs ({error}): write it anew") from error
+        return np.asarray(image.convert("RGB").crop(box or (0, 0, *image.size)))

@@ -1,6 +1,7 @@
 """Clips from one photograph: its pixels as Gaussians by the depth that ships, drawn along Lyra's six paths.
 
-Everything here is fixed, so that decoders of different days are judged by the same frames.
+Everything here is fixed, so that decoders of different days are judged by the same frames (as long as the
+depth that ships is the same).
 
 Shape letters: V paths, L frames, H W image.
 """
@@ -10,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor
 
+from benchmarks.photographs.crops import Crop
 from benchmarks.photographs.held_out import Picture
+from benchmarks.photographs.pack import unpacked
 from lyra_ns.cameras import CameraPath, stack_cameras
 from lyra_ns.data.reading_order import READING_ORDER
 from lyra_ns.evaluation.baselines import pixel_gaussians
@@ -57,29 +58,18 @@ class WarpedClips:
     """The paths [V, L], in the frame of the photograph's camera."""
 
 
-def prepared(picture: Picture) -> Picture:
-    """The centre of a photograph at the aspect and FINER times the size of the clips."""
-    height, width = picture.shape[:2]
-    ratio = min(height / HEIGHT, width / WIDTH)
-    rows, columns = int(HEIGHT * ratio), int(WIDTH * ratio)
-    top, left = (height - rows) // 2, (width - columns) // 2
-    cropped = Image.fromarray(picture[top : top + rows, left : left + columns])
-    size = (FINER * WIDTH, FINER * HEIGHT)
-    return np.asarray(cropped if cropped.size == size else cropped.resize(size, Image.Resampling.LANCZOS))
-
-
 def warped_clips(
-    photographs: Mapping[str, Picture], device: torch.device | str = "cpu"
+    photographs: Mapping[str, bytes], device: torch.device | str = "cpu"
 ) -> dict[str, WarpedClips]:
-    """Clips of each photograph by its name, made and kept on `device`."""
+    """Clips of each packed photograph by its name, made and kept on `device`."""
     estimator = load_small_depth(device)
-    return {name: _clips_of(prepared(picture), estimator, device) for name, picture in photographs.items()}
+    return {name: _clips_of(unpacked(jpeg), estimator, device) for name, jpeg in photographs.items()}
 
 
 @torch.no_grad()
 def _clips_of(picture: Picture, estimator: DepthEstimator, device: torch.device | str) -> WarpedClips:
-    rgb = torch.from_numpy(picture.copy()).to(device).float() / 255
-    height, width = rgb.shape[:2]
+    height, width = FINER * HEIGHT, FINER * WIDTH
+    rgb = Crop.of_aspect(picture, height, width).cut(picture, height, width).to(device)
     source = _camera(height, width).to(device)
     depth = estimator.predict(rgb.movedim(-1, 0), source.intrinsics).depth
     depth = depth / depth.median() * UNIT
