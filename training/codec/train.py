@@ -46,6 +46,8 @@ RESTART_STEPS = 30
 """Steps over which the rate grows again when a piece resumes: the first moments begin anew."""
 CONSTANT_SHARE = 0.35
 """Share of the total time before the rate begins to fall, along half a cosine."""
+SHORTCUT_SHARE = 0.02
+"""Share of the rate for the linear shortcut: it starts fitted, and each of its sums has 1536 terms."""
 AVERAGE_DECAY = 0.999
 LARGEST_GRADIENT = 1.0
 REPORT_SECONDS = 20.0
@@ -123,8 +125,7 @@ class Trainer:
         self.progress = saved.progress if saved else Progress()
         self.first_step = self.progress.step
         self.optimizer = torch.optim.AdamW(
-            _parameter_groups(self.network),
-            lr=settings.learning_rate,
+            _parameter_groups(self.network, settings.learning_rate),
             betas=(0.9, 0.99),
             fused=True if device.type == "cuda" else None,
         )
@@ -140,7 +141,7 @@ class Trainer:
         video = self.clips(self.shapes[number % len(self.shapes)], draws, with_rays=number % RAYS_EVERY == 0)
         rate = self.learning_rate()
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             mean, log_variance = self.network.encode(video)
             latents = draw_latents(mean, log_variance, draws.normal(*mean.shape))
@@ -261,9 +262,10 @@ def train(settings: TrainSettings, pack: Pack, device: torch.device) -> Trainer:
     trainer = Trainer(settings, pictures, device)
     stacks = (pictures.photographs, pictures.textures, pictures.cutouts)
     num_weights = sum(parameter.numel() for parameter in trainer.network.parameters())
+    counts = "/".join(str(len(stack)) for stack in stacks)
     print(
-        f"{num_weights / 1e6:.2f} M weights, {'/'.join(str(len(stack)) for stack in stacks)} photographs, "
-        f"textures and cut-outs on {device} after {time.monotonic() - start:.0f} s, from step {trainer.progress.step}",
+        f"{num_weights / 1e6:.2f} M weights, {counts} photographs, textures and cut-outs on {device} after "
+        f"{time.monotonic() - start:.0f} s, from step {trainer.progress.step}",
         flush=True,
     )
     curve = Curve(_curve_file(settings), trainer)
@@ -312,11 +314,17 @@ def _new_network(settings: TrainSettings, saved: SavedState | None) -> LearnedNe
     return network
 
 
-def _parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
-    """Weights that multiply decay a little, biases and normalisations do not."""
-    matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
-    return [{"params": matrices, "weight_decay": 1e-3}, {"params": vectors, "weight_decay": 0.0}]
+def _parameter_groups(network: LearnedNetwork, rate: float) -> list[dict[str, Any]]:
+    """Weights that multiply decay a little, biases and normalisations do not; the shortcut learns slowly."""
+    shortcuts = [*network.encoder.shortcuts.parameters(), *network.decoder.shortcuts.parameters()]
+    rest = [parameter for parameter in network.parameters() if all(parameter is not one for one in shortcuts)]
+    matrices = [parameter for parameter in rest if parameter.ndim > 1]
+    vectors = [parameter for parameter in rest if parameter.ndim <= 1]
+    return [
+        {"params": matrices, "lr": rate, "share": 1.0, "weight_decay": 1e-3},
+        {"params": vectors, "lr": rate, "share": 1.0, "weight_decay": 0.0},
+        {"params": shortcuts, "lr": rate, "share": SHORTCUT_SHARE, "weight_decay": 0.0},
+    ]
 
 
 def _is_over(settings: TrainSettings, trainer: Trainer, start: float) -> bool:
