@@ -1,1 +1,1 @@
-"""The pack of photographs on which shipped weights are trained."""
+"""The pictures that the weights learn from: gathered from packages with free licences into one pack."""
