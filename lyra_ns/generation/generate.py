@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from rich.console import Console
@@ -43,6 +44,7 @@ from lyra_ns.generation.decoder_input import (
 )
 from lyra_ns.generation.inputs import InputKind, SourceFrames, kind_of
 from lyra_ns.generation.kept_clips import KeptClips, kept_clips
+from lyra_ns.generation.known_views import KnownViews, known_views
 from lyra_ns.generation.length_unit import LengthUnit, fitted_unit
 from lyra_ns.generation.memory_preview import memory_lines
 from lyra_ns.generation.output_folder import PREVIEW, check_output, mend_output, whole_folder
@@ -56,17 +58,26 @@ from lyra_ns.generation.outputs import (
 )
 from lyra_ns.generation.preview import write_preview
 from lyra_ns.generation.progress import StageProgress
+from lyra_ns.generation.quality import scene_quality
 from lyra_ns.generation.reading import read_source, stored_input
 from lyra_ns.generation.record import NOTHING_GENERATED, record_of, record_of_result
+from lyra_ns.generation.refining import (
+    first_camera,
+    num_refine_steps,
+    refined_instants,
+    refinement_record,
+    refinement_views,
+)
 from lyra_ns.generation.scene_depth import depth_of_frames
 from lyra_ns.generation.scene_plan import ScenePlan, plan_scene
 from lyra_ns.generation.settings import GenerateSettings
 from lyra_ns.generation.teachers.interface import CameraVideoTeacher, TeacherClip, TeacherRequest
 from lyra_ns.reconstruction import Reconstructor
+from lyra_ns.refinement import Refinement, RefinementConfig
 from lyra_ns.rendering import RenderSettings, choose_renderer
 
 NUM_STAGES = {"make": 8, "preview": 4, "decode": 5}
-"""Stages from pictures, of a dry run, and from latents."""
+"""Stages from pictures, of a dry run, and from latents; one more where Gaussians are refined."""
 
 
 @dataclass(frozen=True)
@@ -98,18 +109,23 @@ def generate(settings: GenerateSettings, console: Console | None = None) -> Gene
     if kind == "latents" and settings.dry_run:
         raise ValueError("latents need no preview, their clips are made: leave --dry-run out")
     if kind == "latents":
-        return _Run(settings, NUM_STAGES["decode"], console).from_latents()
+        return _Run(settings, "decode", console).from_latents()
     if settings.dry_run:
-        return _Run(settings, NUM_STAGES["preview"], console).preview(kind)
-    return _Run(settings, NUM_STAGES["make"], console).from_source(kind)
+        return _Run(settings, "preview", console).preview(kind)
+    return _Run(settings, "make", console).from_source(kind)
 
 
 class _Run:
     """One run: what its stages share."""
 
-    def __init__(self, settings: GenerateSettings, num_stages: int, console: Console | None) -> None:
+    def __init__(self, settings: GenerateSettings, way: str, console: Console | None) -> None:
         self.settings = settings
         self.device = chosen_device(settings.device)
+        self.started = monotonic()
+        self.refine_steps = (
+            0 if way == "preview" else num_refine_steps(settings, way == "decode", self.device)
+        )
+        num_stages = NUM_STAGES[way] + (self.refine_steps > 0)
         check_num_gpus(settings.num_gpus, self.device)
         self.progress = StageProgress(num_stages, self.device, console)
         with self.progress.stage("decoder read"):
@@ -132,6 +148,7 @@ class _Run:
         num_there = 0 if kept is None else len(kept.there(requests))
         if num_there:
             self.progress.say(f"      {num_there} of {len(requests)} clips were made by an earlier run")
+        known = known_views(plan, teacher_name(self.settings) == "warp", self.device.type)
         # The cache of a video is large, and lies on the GPU, where the decoder needs the room.
         plan = plan.without_cache()
         with self._going_on(kept):
@@ -146,7 +163,7 @@ class _Run:
                     f"{decoder_size.width} x {decoder_size.height}, codec {codec.spec.codec}"
                 )
                 given = encoded_again(given, codec, decoder_size, self.device)
-            return self._finish(given, codec, plan, notes)
+            return self._finish(given, codec, plan, known, notes)
 
     def _clips(
         self, teacher: CameraVideoTeacher, requests: Sequence[TeacherRequest], kept: KeptClips | None
@@ -193,7 +210,7 @@ class _Run:
         with self.progress.stage("latents read"):
             given = stored_input(self.settings)
         codec = codec_for(given.spec, self.device, self.settings.codec)
-        return self._finish(given, codec, None, [])
+        return self._finish(given, codec, None, None, [])
 
     def _plan(self, kind: InputKind) -> ScenePlan:
         progress, settings = self.progress, self.settings
@@ -223,9 +240,14 @@ class _Run:
             )
 
     def _finish(
-        self, given: DecoderInput, codec: VideoCodec, plan: ScenePlan | None, notes: list[dict[str, Any]]
+        self,
+        given: DecoderInput,
+        codec: VideoCodec,
+        plan: ScenePlan | None,
+        known: KnownViews | None,
+        notes: list[dict[str, Any]],
     ) -> GeneratedScene:
-        """Reconstruct and write; the folder appears at the end."""
+        """Reconstruct, refine and write; the folder appears at the end."""
         settings = self.settings
         reconstruct = Reconstructor(
             self.decoder.to(self.device),
@@ -242,6 +264,7 @@ class _Run:
             instants = self._instants(reconstruct, given)
         total = sum(instant.gaussians.num for instant in instants)
         self.progress.say(f"      {total:,} Gaussians; lengths times {unit.factor:.3g} ({unit.origin})")
+        instants, refinements = self._refined(instants, given, known, unit.factor, drawn)
         with whole_folder(settings.output) as folder:
             with self.progress.stage("pictures rendered") as on_step:
                 write_video(folder / "video.mp4", instants, given, drawn, on_step)
@@ -254,7 +277,10 @@ class _Run:
             num_gaussians = [instant.gaussians.num for instant in instants]
             record = record_of(settings, self.size, plan)
             record |= record_of_result(given, unit, notes, num_gaussians, settings, self.device)
+            record["refinement"] = refinement_record(refinements)
+            record["quality"] = self._quality(instants[0], known, plan, given, unit.factor, drawn)
             record["seconds"] = {stage.name: round(stage.seconds, 2) for stage in self.progress.meter.stages}
+            record["total_seconds"] = round(monotonic() - self.started, 2)
             write_record(folder / "record.json", record)
         self._say_end(plan)
         return GeneratedScene(settings.output, record, instants, given)
@@ -278,9 +304,50 @@ class _Run:
         time = self.settings.times[0] if given.is_dynamic else None
         return fitted_unit(reconstruct, given.z, given.cameras, list(given.videos), drawn, time, on_step)
 
+    def _quality(
+        self,
+        instant: Instant,
+        known: KnownViews | None,
+        plan: ScenePlan | None,
+        given: DecoderInput,
+        factor: float,
+        drawn: RenderSettings,
+    ) -> dict[str, Any] | None:
+        """How good the scene is, which is said; None for latents, whose picture is not at hand."""
+        if known is None or plan is None:
+            return None
+        quality = scene_quality(instant, known, plan, first_camera(given, factor), factor, drawn)
+        for line in quality.in_words():
+            self.progress.say(line)
+        return quality.as_record()
+
     def _instants(self, reconstruct: Reconstructor, given: DecoderInput) -> tuple[Instant, ...]:
         times: tuple[float | None, ...] = self.settings.times if given.is_dynamic else (None,)
         return tuple(Instant(time, reconstruct(given.z, given.cameras, time)) for time in times)
+
+    def _refined(
+        self,
+        instants: tuple[Instant, ...],
+        given: DecoderInput,
+        known: KnownViews | None,
+        factor: float,
+        drawn: RenderSettings,
+    ) -> tuple[tuple[Instant, ...], list[Refinement]]:
+        """The instants after the steps that are asked for."""
+        if not self.refine_steps:
+            return instants, []
+        views = refinement_views(known, given, teacher_name(self.settings) == "warp", factor)
+        config = RefinementConfig(
+            num_steps=self.refine_steps,
+            seconds=self.settings.refine_seconds,
+            seed=self.settings.seed,
+            render=drawn,
+        )
+        with self.progress.stage("Gaussians refined") as on_step:
+            instants, made = refined_instants(instants, views, config, on_step)
+        for refinement in made:
+            self.progress.say(f"      {refinement}")
+        return instants, made
 
     def _say_end(self, plan: ScenePlan | None) -> None:
         output = self.settings.output
@@ -288,5 +355,5 @@ class _Run:
             self.progress.say(f"The clips were {NOTHING_GENERATED}.")
         self.progress.say(
             f"{output}: scene.ply, scene.html (open it in a browser), video.mp4, contact_sheet.png, "
-            "record.json"
+            f"record.json; {monotonic() - self.started:.0f} s in all"
         )
