@@ -12,15 +12,15 @@ from lyra_ns.rendering.types import RenderSettings
 class LearningRates:
     """Steps of Adam for each attribute, at the start; all are free of the scene's unit of length."""
 
-    means: float = 0.09
+    means: float = 0.2
     """Of centres, in pixels of the largest views."""
-    scales: float = 5e-3
+    scales: float = 1e-2
     """Of logarithms of scales."""
-    opacities: float = 2e-2
+    opacities: float = 4e-2
     """Of logits of opacities."""
-    colours: float = 5e-2
+    colours: float = 0.1
     """Of logits of colours."""
-    quats: float = 1e-2
+    quats: float = 2e-2
     """Of unit quaternions."""
 
 

@@ -21,7 +21,7 @@ from lyra_ns.rendering import RenderSettings, render
 
 COVERED_SHARE = 0.9
 """Share of the picture that must be known for an angle to count as covered."""
-DEGREES_TRIED = tuple(range(2, 46, 2))
+DEGREES_TRIED = tuple(range(2, 32, 2))
 """Angles that are looked at, from near to far."""
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, 1), "down": (0, -1)}
 """To the right and upwards."""
