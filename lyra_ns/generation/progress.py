@@ -37,6 +37,12 @@ class StageProgress:
         self.num_stages = num_stages
         self.meter = StageMeter(device)
         self._num_started = 0
+        self._began = monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since it was made."""
+        return monotonic() - self._began
 
     def say(self, text: str) -> None:
         """Print a line, above a bar if there is one."""
