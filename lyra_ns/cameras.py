@@ -9,6 +9,7 @@ Shape letters: L frames, H W image, h w grid cells; `*batch` any leading axes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -107,6 +108,19 @@ def stack_cameras(paths: list[CameraPath]) -> CameraPath:
         camera_to_world=torch.stack([path.camera_to_world for path in paths]),
         intrinsics=torch.stack([path.intrinsics for path in paths]),
         times=torch.stack([path.times for path in paths]),
+    )
+
+
+def concatenate_cameras(paths: Sequence[CameraPath]) -> CameraPath:
+    """Cameras of one image size one after the other along their first axis."""
+    sizes = {(path.height, path.width) for path in paths}
+    if len(sizes) != 1:
+        raise ValueError(f"cameras of one path must share an image size, found {sorted(sizes)}")
+    return replace(
+        paths[0],
+        camera_to_world=torch.cat([path.camera_to_world for path in paths]),
+        intrinsics=torch.cat([path.intrinsics for path in paths]),
+        times=torch.cat([path.times for path in paths]),
     )
 
 
