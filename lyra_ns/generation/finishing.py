@@ -83,7 +83,7 @@ class SceneFinisher:
         progress: StageProgress,
         refine_steps: int,
     ) -> None:
-        """`size` is that of the clips that were asked for."""
+        """`size` is the usual one of clips, for latents that come without a picture."""
         self.settings, self.size = settings, size
         self.decoder, self.device = decoder, device
         self.progress, self.refine_steps = progress, refine_steps
@@ -103,7 +103,7 @@ class SceneFinisher:
         with whole_folder(settings.output) as folder:
             self._write(folder, instants, given, drawn, is_new=plan is not None)
             num_gaussians = [instant.gaussians.num for instant in instants]
-            record = record_of(settings, self.size, plan)
+            record = record_of(settings, self.size if plan is None else plan.frames.clip_size, plan)
             record |= record_of_result(given, unit, clips.notes, num_gaussians, settings, self.device)
             record["refinement"] = refinement_record(refinements)
             record["quality"] = self._quality(instants[0], given, clips, unit.factor, drawn)

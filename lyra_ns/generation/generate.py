@@ -21,7 +21,8 @@ from lyra_ns.device import chosen_device
 from lyra_ns.generation.clip_making import (
     chosen_teacher,
     clip_requests,
-    clip_size,
+    clip_sizes,
+    decoder_size,
     load_chosen_teacher,
     look_at_of,
     make_clips,
@@ -32,7 +33,6 @@ from lyra_ns.generation.decoder_input import (
     check_enough_frames,
     clips_as_input,
     encoded_again,
-    usual_size,
 )
 from lyra_ns.generation.finishing import GeneratedScene, SceneClips, SceneFinisher
 from lyra_ns.generation.inputs import InputKind, SourceFrames, kind_of
@@ -87,7 +87,8 @@ class _Run:
         self.progress = StageProgress(NUM_STAGES[way] + (refine_steps > 0), self.device, console)
         with self.progress.stage("decoder read"):
             self.decoder = load_any_decoder(settings.checkpoint, settings.config).eval()
-        self.size = clip_size(settings, self.decoder)
+        self.sizes = clip_sizes(settings, self.decoder)
+        self.size = self.sizes.usual
         # Here, because clips take long and would be lost where the renderer that is asked for is not there.
         choose_renderer(RenderSettings(response=settings.response), self.device)
         self._finish = SceneFinisher(
@@ -99,10 +100,10 @@ class _Run:
         plan = self._plan(kind)
         with self.progress.stage("teacher read"):
             teacher, codec = load_chosen_teacher(self.settings, self.decoder, self.device)
-        decoder_size = usual_size(self.decoder.config)
+        size_again = decoder_size(self.settings, self.decoder, self.size)
         is_foreign = codec.spec.digest != teacher.codec.spec.digest
         if is_foreign:
-            check_enough_frames(self.size.num_frames, decoder_size)
+            check_enough_frames(self.size.num_frames, size_again)
         kept = kept_clips(self.settings, plan, teacher, self.device)
         requests = clip_requests(plan, self.settings, teacher.needs_cache)
         num_there = 0 if kept is None else len(kept.there(requests))
@@ -120,10 +121,10 @@ class _Run:
             del teacher, clips
             if is_foreign:
                 self.progress.say(
-                    f"      encoded again for this decoder: {decoder_size.num_frames} frames of "
-                    f"{decoder_size.width} x {decoder_size.height}, codec {codec.spec.codec}"
+                    f"      encoded again for this decoder: {size_again.num_frames} frames of "
+                    f"{size_again.width} x {size_again.height}, codec {codec.spec.codec}"
                 )
-                given = encoded_again(given, codec, decoder_size, self.device)
+                given = encoded_again(given, codec, size_again, self.device)
             return self._finish(SceneClips(given, codec, plan, known, notes))
 
     def _clips(
@@ -176,7 +177,8 @@ class _Run:
     def _plan(self, kind: InputKind) -> ScenePlan:
         progress, settings = self.progress, self.settings
         with progress.stage("input read"):
-            frames = read_source(kind, settings, self.size, self.device)
+            frames = read_source(kind, settings, self.sizes, self.device)
+        self.size = frames.clip_size
         for note in frames.notes:
             progress.say(f"      {note}")
         self._check_motion(frames)

@@ -148,7 +148,8 @@ def _source_cameras(frames: SourceFrames, found: SceneDepth, scale: SceneScale) 
 
 
 def _cache(frames: SourceFrames, depth: Tensor, source: CameraPath, device: torch.device | str) -> SceneCache:
-    settings = CacheSettings.for_width(source.width)
+    # Of upright pictures the longer side, too: it is what lenses are chosen by, so pixels are as wide.
+    settings = CacheSettings.for_width(max(source.height, source.width))
     rgb = frames.rgb.to(device).float() / 255
     mask = masked_out(frames)
     depth, source = depth.to(device), source.to(device)

@@ -25,9 +25,12 @@ class GenerateSettings(DecoderChoice):
     negative_prompt: str | None = None
     """What the video model shall not show; by default the teacher's own words."""
     height: int | None = None
-    """Height of the clips in pixels, a multiple of 16; by default what the decoder was trained for."""
+    """Height of the clips in pixels, a multiple of 16; by default by the picture's aspect, see --crop."""
     width: int | None = None
-    """Width of the clips in pixels, a multiple of 16; by default what the decoder was trained for."""
+    """Width of the clips in pixels, a multiple of 16; by default by the picture's aspect, see --crop."""
+    crop: bool = False
+    """Crop the picture to the usual size of clips. By default all of it is kept: clips have its aspect and
+    about the usual area; GEN3C and Lyra's own decoders have one size, to which all is cropped."""
     num_frames: int | None = None
     """Frames of a clip, 8k + 1; by default what the decoder was trained for."""
     depth: str = "auto"
