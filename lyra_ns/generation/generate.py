@@ -65,8 +65,8 @@ from lyra_ns.generation.teachers.interface import CameraVideoTeacher, TeacherCli
 from lyra_ns.reconstruction import Reconstructor
 from lyra_ns.rendering import RenderSettings, choose_renderer
 
-NUM_STAGES = {"make": 8, "preview": 4, "decode": 5}
-"""Stages from pictures, of a dry run, and from latents."""
+NUM_STAGES = {"make": 8, "preview": 4, "decode": 5, "write": 2}
+"""Stages from pictures, of a dry run, from latents, and of the files of either."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class GeneratedScene:
     """What a run made."""
 
     folder: Path
-    """Where its files are."""
+    """Where its files are, if any were written."""
     record: dict[str, Any]
     """What record.json says; of a dry run, what was planned."""
     instants: tuple[Instant, ...] = ()
@@ -83,9 +83,12 @@ class GeneratedScene:
     """Latents and cameras from which it was reconstructed; None after a dry run."""
 
 
-def generate(settings: GenerateSettings, console: Console | None = None) -> GeneratedScene:
+def generate(
+    settings: GenerateSettings, console: Console | None = None, writes_files: bool = True
+) -> GeneratedScene:
     """The scene that the settings ask for; its files are in the output folder, whole or not at all.
 
+    Without `writes_files` the scene is only returned, and nothing is drawn for files (not of a dry run).
     Clips are kept in OUTPUT/unfinished until all is done: after an error, or a kill, the same call goes on.
     ValueError, FileNotFoundError, FileExistsError, NotADirectoryError or ModuleNotFoundError, in one
     sentence, for input and settings of which no scene can be made; nothing else is written then.
@@ -98,19 +101,27 @@ def generate(settings: GenerateSettings, console: Console | None = None) -> Gene
     if kind == "latents" and settings.dry_run:
         raise ValueError("latents need no preview, their clips are made: leave --dry-run out")
     if kind == "latents":
-        return _Run(settings, NUM_STAGES["decode"], console).from_latents()
+        return _Run(settings, NUM_STAGES["decode"], console, writes_files).from_latents()
     if settings.dry_run:
         return _Run(settings, NUM_STAGES["preview"], console).preview(kind)
-    return _Run(settings, NUM_STAGES["make"], console).from_source(kind)
+    return _Run(settings, NUM_STAGES["make"], console, writes_files).from_source(kind)
 
 
 class _Run:
     """One run: what its stages share."""
 
-    def __init__(self, settings: GenerateSettings, num_stages: int, console: Console | None) -> None:
+    def __init__(
+        self,
+        settings: GenerateSettings,
+        num_stages: int,
+        console: Console | None,
+        writes_files: bool = True,
+    ) -> None:
         self.settings = settings
+        self.writes_files = writes_files
         self.device = chosen_device(settings.device)
         check_num_gpus(settings.num_gpus, self.device)
+        num_stages -= 0 if writes_files else NUM_STAGES["write"]
         self.progress = StageProgress(num_stages, self.device, console)
         with self.progress.stage("decoder read"):
             self.decoder = load_any_decoder(settings.checkpoint, settings.config).eval()
@@ -242,6 +253,10 @@ class _Run:
             instants = self._instants(reconstruct, given)
         total = sum(instant.gaussians.num for instant in instants)
         self.progress.say(f"      {total:,} Gaussians; lengths times {unit.factor:.3g} ({unit.origin})")
+        if not self.writes_files:
+            return GeneratedScene(
+                settings.output, self._record(given, unit, notes, instants, plan), instants, given
+            )
         with whole_folder(settings.output) as folder:
             with self.progress.stage("pictures rendered") as on_step:
                 write_video(folder / "video.mp4", instants, given, drawn, on_step)
@@ -251,13 +266,25 @@ class _Run:
                 write_gaussians(folder, instants, given, drawn)
                 if plan is not None:
                     write_latents(folder / "latents", given, settings.seed)
-            num_gaussians = [instant.gaussians.num for instant in instants]
-            record = record_of(settings, self.size, plan)
-            record |= record_of_result(given, unit, notes, num_gaussians, settings, self.device)
-            record["seconds"] = {stage.name: round(stage.seconds, 2) for stage in self.progress.meter.stages}
+            record = self._record(given, unit, notes, instants, plan)
             write_record(folder / "record.json", record)
         self._say_end(plan)
         return GeneratedScene(settings.output, record, instants, given)
+
+    def _record(
+        self,
+        given: DecoderInput,
+        unit: LengthUnit,
+        notes: list[dict[str, Any]],
+        instants: Sequence[Instant],
+        plan: ScenePlan | None,
+    ) -> dict[str, Any]:
+        """How the scene was made, with the seconds of all stages until now."""
+        num_gaussians = [instant.gaussians.num for instant in instants]
+        record = record_of(self.settings, self.size, plan)
+        record |= record_of_result(given, unit, notes, num_gaussians, self.settings, self.device)
+        record["seconds"] = {stage.name: round(stage.seconds, 2) for stage in self.progress.meter.stages}
+        return record
 
     def _unit(
         self,
