@@ -103,7 +103,7 @@ def read_inputs(
     if missing or not trajectories:
         raise ValueError(
             f"scene {scene.name} has latents of the trajectories {scene.input_ids}, found "
-            f"{list(trajectories)} asked for: choose among them with --trajectories"
+            f"{list(trajectories)} asked for: choose among them"
         )
     z = torch.stack([scene.latents(trajectory) for trajectory in trajectories])
     return z, stack_cameras([scene.cameras(trajectory) for trajectory in trajectories])
