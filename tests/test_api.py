@@ -259,7 +259,7 @@ def test_gaussians_lie_in_the_world_of_the_cameras(lyra: Lyra, walls: Path) -> N
 
 def test_moments_are_for_dynamic_decoders(lyra: Lyra, walls: Path) -> None:
     scene = lyra_ns.open_scene(walls)
-    with pytest.raises(ValueError, match="this decoder is static and knows no moments, found time 0.5"):
+    with pytest.raises(ValueError, match=r"this decoder is static and knows no moments, found time 0\.5"):
         lyra.infer(scene.latents, scene.cameras, time=0.5)
     dynamic = Lyra(small_decoder(use_time=True))
     end, start = (dynamic.infer(scene.latents, scene.cameras, time=time) for time in (1.0, 0.0))

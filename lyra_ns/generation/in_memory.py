@@ -61,10 +61,10 @@ def generate(
 
     With `out` all files of `ns-lyra generate` are written there too, whole or not at all. `settings` are
     those of `GenerateSettings` by name; strings are taken as paths where paths are meant. `progress` prints
-    the stages. Pictures in memory, and what must be kept until a run is done, lie in a temporary folder that
-    is gone at the end. ValueError, FileNotFoundError, FileExistsError, NotADirectoryError or
-    ModuleNotFoundError, in one sentence, for what no scene can be made of; TypeError for a setting that does
-    not exist.
+    the stages. A picture in memory is a scene called `picture` (the seed draws by seed and name); it lies,
+    with what must be kept until a run is done, in a temporary folder that is gone at the end. ValueError,
+    FileNotFoundError, FileExistsError, NotADirectoryError or ModuleNotFoundError, in one sentence, for what
+    no scene can be made of; TypeError for a setting that does not exist.
     """
     if settings.get("dry_run"):
         raise ValueError("a dry run makes pictures and no scene: run `ns-lyra generate --dry-run`")
@@ -125,7 +125,7 @@ def _pixels(image: NDArray[Any] | Tensor) -> UInt8[np.ndarray, "H W *colours"]:
         return np.ascontiguousarray(values)
     if not np.issubdtype(values.dtype, np.floating):
         raise ValueError(
-            f"expected a picture of 8 bits or of floats from 0 to 1, found {values.dtype}: convert"
+            f"expected a picture of 8 bits or of floats from 0 to 1, found {values.dtype}: convert it"
         )
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
         raise ValueError(
