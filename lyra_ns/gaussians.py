@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,6 +20,8 @@ from lyra_ns.cameras import RayGrid
 
 NUM_RAW_CHANNELS = 12
 """Channels of the decoder's output: distance 1, rgb 3, scale 3, rotation 4, opacity 1."""
+FILES_MODULE = "lyra_ns.export.files"
+"""Writes and reads Gaussians; by name, because it needs this module."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,20 @@ class Gaussians:
     def detach(self) -> Gaussians:
         """The same Gaussians outside the autograd graph."""
         return self._map(lambda tensor: tensor.detach())
+
+    @staticmethod
+    def load(path: str | Path) -> Gaussians:
+        """The Gaussians [G] of a 3DGS PLY, ours or any trainer's, on the CPU; ValueError for other files."""
+        gaussians: Gaussians = import_module(FILES_MODULE).load_gaussians(path)
+        return gaussians
+
+    def save(self, path: str | Path, **page: Any) -> Path:
+        """The path of the file to which one scene [G] was written; its ending is .ply, .splat or .html.
+
+        `camera`, `title` and `response` of a page are those of `lyra_ns.export.files.save_gaussians`.
+        """
+        written: Path = import_module(FILES_MODULE).save_gaussians(self, path, **page)
+        return written
 
     def scene(self, index: int) -> Gaussians:
         """The Gaussians of one scene of a batch."""

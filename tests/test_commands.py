@@ -18,8 +18,9 @@ from lyra_ns.any_decoder import decoder_config_of, latest_checkpoint, load_any_d
 from lyra_ns.checkpoints import load_decoder, save_decoder
 from lyra_ns.codec import load_codec
 from lyra_ns.commands.data import SampleData
-from lyra_ns.commands.evaluate import Evaluate, PhotoCheck, held_out_names
+from lyra_ns.commands.evaluate import Evaluate, PhotoCheck
 from lyra_ns.commands.reconstruct import Reconstruct
+from lyra_ns.data.open import held_out_names
 from lyra_ns.data.store import LyraStore
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
 from lyra_ns.device import chosen_device

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from lyra_ns.memory_estimate import InferencePlan, MemoryEstimate
     from lyra_ns.rendering.types import Response
 
-SUFFIXES = (".ply", ".splat", ".html")
-"""Kinds of files that are written."""
-
 
 @dataclass(kw_only=True)
 class Reconstruct(DecoderChoice):
@@ -46,6 +43,7 @@ class Reconstruct(DecoderChoice):
 
     def run(self) -> None:
         """Write the file; print the memory estimate before, and seconds and memory of each stage after."""
+        from lyra_ns.export.files import SUFFIXES
         from lyra_ns.memory_limits import explaining_exhaustion
 
         if self.output.suffix not in SUFFIXES:
@@ -97,16 +95,5 @@ def write_gaussians(
     """Write Gaussians, which lie in the frame of `cameras[0, 0]`, by the suffix of `path`."""
     from lyra_ns.cameras import relative_to
 
-    if path.suffix == ".html":
-        from lyra_ns.export.html import save_html
-
-        reference = relative_to(cameras, cameras.camera_to_world[0, 0])[0, 0]
-        save_html(gaussians, path, reference, title, response=response)
-    elif path.suffix == ".splat":
-        from lyra_ns.export.splat import save_splat
-
-        save_splat(gaussians, path)
-    else:
-        from lyra_ns.export.ply import save_ply
-
-        save_ply(gaussians, path)
+    reference = relative_to(cameras, cameras.camera_to_world[0, 0])[0, 0]
+    gaussians.save(path, camera=reference, title=title, response=response)

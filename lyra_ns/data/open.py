@@ -66,6 +66,16 @@ def stored_scene(store: LyraStore, name: str | None = None) -> StoredScene:
     return StoredScene(store.scene(name), store.novel_clips(name), spec=store.spec)
 
 
+def held_out_names(store: LyraStore, num_scenes: int | None = None) -> tuple[list[str], str]:
+    """Names of the scenes to measure, and how they were chosen: the manifest's test split, or all."""
+    if num_scenes is not None and num_scenes < 1:
+        raise ValueError(f"--num-scenes must be at least 1, found {num_scenes}")
+    held_out = store.manifest.splits.get("test", []) if store.manifest else []
+    if held_out:
+        return held_out[:num_scenes], "held out by the data's manifest"
+    return store.names[:num_scenes], "from all of the data, because no manifest holds any out"
+
+
 def chosen_name(names: list[str], wanted: str | None, root: Path) -> str:
     """`wanted`, or the first of the scenes of `root`; ValueError if it is none of them."""
     if wanted is None:
@@ -93,7 +103,7 @@ def read_inputs(
     if missing or not trajectories:
         raise ValueError(
             f"scene {scene.name} has latents of the trajectories {scene.input_ids}, found "
-            f"{list(trajectories)} asked for: choose among them with --trajectories"
+            f"{list(trajectories)} asked for: choose among them"
         )
     z = torch.stack([scene.latents(trajectory) for trajectory in trajectories])
     return z, stack_cameras([scene.cameras(trajectory) for trajectory in trajectories])

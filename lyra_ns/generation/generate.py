@@ -51,13 +51,16 @@ from lyra_ns.generation.settings import GenerateSettings
 from lyra_ns.generation.teachers.interface import CameraVideoTeacher, TeacherClip, TeacherRequest
 from lyra_ns.rendering import RenderSettings, choose_renderer
 
-NUM_STAGES = {"make": 9, "preview": 4, "decode": 5}
-"""Stages from pictures, of a dry run, and from latents; one more where Gaussians are refined."""
+NUM_STAGES = {"make": 9, "preview": 4, "decode": 5, "write": 2}
+"""Stages from pictures, of a dry run, from latents, and of the files of either; one more for refinement."""
 
 
-def generate(settings: GenerateSettings, console: Console | None = None) -> GeneratedScene:
+def generate(
+    settings: GenerateSettings, console: Console | None = None, writes_files: bool = True
+) -> GeneratedScene:
     """The scene that the settings ask for; its files are in the output folder, whole or not at all.
 
+    Without `writes_files` the scene is only returned, and nothing is drawn for files (not of a dry run).
     Clips are kept in OUTPUT/unfinished until all is done: after an error, or a kill, the same call goes on.
     ValueError, FileNotFoundError, FileExistsError, NotADirectoryError or ModuleNotFoundError, in one
     sentence, for input and settings of which no scene can be made; nothing else is written then.
@@ -70,21 +73,24 @@ def generate(settings: GenerateSettings, console: Console | None = None) -> Gene
     if kind == "latents" and settings.dry_run:
         raise ValueError("latents need no preview, their clips are made: leave --dry-run out")
     if kind == "latents":
-        return _Run(settings, "decode", console).from_latents()
+        return _Run(settings, "decode", console, writes_files).from_latents()
     if settings.dry_run:
         return _Run(settings, "preview", console).preview(kind)
-    return _Run(settings, "make", console).from_source(kind)
+    return _Run(settings, "make", console, writes_files).from_source(kind)
 
 
 class _Run:
     """One run: what its stages share."""
 
-    def __init__(self, settings: GenerateSettings, way: str, console: Console | None) -> None:
+    def __init__(
+        self, settings: GenerateSettings, way: str, console: Console | None, writes_files: bool = True
+    ) -> None:
         self.settings = settings
         self.device = chosen_device(settings.device)
         check_num_gpus(settings.num_gpus, self.device)
         refine_steps = 0 if way == "preview" else num_refine_steps(settings, way == "decode", self.device)
-        self.progress = StageProgress(NUM_STAGES[way] + (refine_steps > 0), self.device, console)
+        num_stages = NUM_STAGES[way] + (refine_steps > 0) - (0 if writes_files else NUM_STAGES["write"])
+        self.progress = StageProgress(num_stages, self.device, console)
         with self.progress.stage("decoder read"):
             self.decoder = load_any_decoder(settings.checkpoint, settings.config).eval()
         self.sizes = clip_sizes(settings, self.decoder)
@@ -92,7 +98,7 @@ class _Run:
         # Here, because clips take long and would be lost where the renderer that is asked for is not there.
         choose_renderer(RenderSettings(response=settings.response), self.device)
         self._finish = SceneFinisher(
-            settings, self.decoder, self.size, self.device, self.progress, refine_steps
+            settings, self.decoder, self.size, self.device, self.progress, refine_steps, writes_files
         )
 
     def from_source(self, kind: InputKind) -> GeneratedScene:
