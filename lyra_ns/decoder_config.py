@@ -143,6 +143,7 @@ TINY_DECODER = DecoderConfig(
         distance_law="logarithmic",
         distance_shift=0.0,
         scale_law="footprint",
+        footprint_limit=0.4,
         identity_rotation=True,
     ),
 )
