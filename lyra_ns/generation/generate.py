@@ -12,21 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
+from lyra_ns.any_decoder import load_any_decoder
 from lyra_ns.codec import codec_for
-from lyra_ns.codec.interface import VideoCodec
-from lyra_ns.commands.any_decoder import load_any_decoder
-from lyra_ns.commands.choices import chosen_device
+from lyra_ns.device import chosen_device
 from lyra_ns.generation.clip_making import (
     chosen_teacher,
     clip_requests,
     clip_sizes,
-    clip_title,
     decoder_size,
     load_chosen_teacher,
     look_at_of,
@@ -36,57 +31,37 @@ from lyra_ns.generation.clip_making import (
 )
 from lyra_ns.generation.clip_sharing import check_num_gpus, make_shared_clips
 from lyra_ns.generation.decoder_input import (
-    DecoderInput,
     check_enough_frames,
     clips_as_input,
     encoded_again,
-    is_small,
 )
+from lyra_ns.generation.finishing import GeneratedScene, SceneClips, SceneFinisher
 from lyra_ns.generation.inputs import InputKind, SourceFrames, kind_of
 from lyra_ns.generation.kept_clips import KeptClips, kept_clips
-from lyra_ns.generation.length_unit import LengthUnit, fitted_unit
+from lyra_ns.generation.known_views import known_views
 from lyra_ns.generation.memory_preview import memory_lines
 from lyra_ns.generation.output_folder import PREVIEW, check_output, mend_output, whole_folder
-from lyra_ns.generation.outputs import (
-    Instant,
-    write_gaussians,
-    write_latents,
-    write_record,
-    write_sheet,
-    write_video,
-)
 from lyra_ns.generation.preview import write_preview
 from lyra_ns.generation.progress import StageProgress
 from lyra_ns.generation.reading import read_source, stored_input
-from lyra_ns.generation.record import NOTHING_GENERATED, record_of, record_of_result
+from lyra_ns.generation.record import record_of
+from lyra_ns.generation.refining import num_refine_steps
 from lyra_ns.generation.scene_depth import depth_of_frames
 from lyra_ns.generation.scene_plan import ScenePlan, plan_scene
 from lyra_ns.generation.settings import GenerateSettings
 from lyra_ns.generation.teachers.interface import CameraVideoTeacher, TeacherClip, TeacherRequest
-from lyra_ns.reconstruction import Reconstructor
 from lyra_ns.rendering import RenderSettings, choose_renderer
 
-NUM_STAGES = {"make": 8, "preview": 4, "decode": 5}
-"""Stages from pictures, of a dry run, and from latents."""
+NUM_STAGES = {"make": 9, "preview": 4, "decode": 5, "write": 2}
+"""Stages from pictures, of a dry run, from latents, and of the files of either; one more for refinement."""
 
 
-@dataclass(frozen=True)
-class GeneratedScene:
-    """What a run made."""
-
-    folder: Path
-    """Where its files are."""
-    record: dict[str, Any]
-    """What record.json says; of a dry run, what was planned."""
-    instants: tuple[Instant, ...] = ()
-    """The scene at its moments; empty after a dry run."""
-    given: DecoderInput | None = None
-    """Latents and cameras from which it was reconstructed; None after a dry run."""
-
-
-def generate(settings: GenerateSettings, console: Console | None = None) -> GeneratedScene:
+def generate(
+    settings: GenerateSettings, console: Console | None = None, writes_files: bool = True
+) -> GeneratedScene:
     """The scene that the settings ask for; its files are in the output folder, whole or not at all.
 
+    Without `writes_files` the scene is only returned, and nothing is drawn for files (not of a dry run).
     Clips are kept in OUTPUT/unfinished until all is done: after an error, or a kill, the same call goes on.
     ValueError, FileNotFoundError, FileExistsError, NotADirectoryError or ModuleNotFoundError, in one
     sentence, for input and settings of which no scene can be made; nothing else is written then.
@@ -99,19 +74,23 @@ def generate(settings: GenerateSettings, console: Console | None = None) -> Gene
     if kind == "latents" and settings.dry_run:
         raise ValueError("latents need no preview, their clips are made: leave --dry-run out")
     if kind == "latents":
-        return _Run(settings, NUM_STAGES["decode"], console).from_latents()
+        return _Run(settings, "decode", console, writes_files).from_latents()
     if settings.dry_run:
-        return _Run(settings, NUM_STAGES["preview"], console).preview(kind)
-    return _Run(settings, NUM_STAGES["make"], console).from_source(kind)
+        return _Run(settings, "preview", console).preview(kind)
+    return _Run(settings, "make", console, writes_files).from_source(kind)
 
 
 class _Run:
     """One run: what its stages share."""
 
-    def __init__(self, settings: GenerateSettings, num_stages: int, console: Console | None) -> None:
+    def __init__(
+        self, settings: GenerateSettings, way: str, console: Console | None, writes_files: bool = True
+    ) -> None:
         self.settings = settings
         self.device = chosen_device(settings.device)
         check_num_gpus(settings.num_gpus, self.device)
+        refine_steps = 0 if way == "preview" else num_refine_steps(settings, way == "decode", self.device)
+        num_stages = NUM_STAGES[way] + (refine_steps > 0) - (0 if writes_files else NUM_STAGES["write"])
         self.progress = StageProgress(num_stages, self.device, console)
         with self.progress.stage("decoder read"):
             self.decoder = load_any_decoder(settings.checkpoint, settings.config).eval()
@@ -119,6 +98,9 @@ class _Run:
         self.size = self.sizes.usual
         # Here, because clips take long and would be lost where the renderer that is asked for is not there.
         choose_renderer(RenderSettings(response=settings.response), self.device)
+        self._finish = SceneFinisher(
+            settings, self.decoder, self.size, self.device, self.progress, refine_steps, writes_files
+        )
 
     def from_source(self, kind: InputKind) -> GeneratedScene:
         """The scene of an image, a video, ViPE's output or a prompt."""
@@ -134,6 +116,8 @@ class _Run:
         num_there = 0 if kept is None else len(kept.there(requests))
         if num_there:
             self.progress.say(f"      {num_there} of {len(requests)} clips were made by an earlier run")
+        with self.progress.stage("known views drawn"):
+            known = known_views(plan, teacher_name(self.settings) == "warp", self.device.type)
         # The cache of a video is large, and lies on the GPU, where the decoder needs the room.
         plan = plan.without_cache()
         with self._going_on(kept):
@@ -148,7 +132,7 @@ class _Run:
                     f"{size_again.width} x {size_again.height}, codec {codec.spec.codec}"
                 )
                 given = encoded_again(given, codec, size_again, self.device)
-            return self._finish(given, codec, plan, notes)
+            return self._finish(SceneClips(given, codec, plan, known, notes))
 
     def _clips(
         self, teacher: CameraVideoTeacher, requests: Sequence[TeacherRequest], kept: KeptClips | None
@@ -195,7 +179,7 @@ class _Run:
         with self.progress.stage("latents read"):
             given = stored_input(self.settings)
         codec = codec_for(given.spec, self.device, self.settings.codec)
-        return self._finish(given, codec, None, [])
+        return self._finish(SceneClips(given, codec))
 
     def _plan(self, kind: InputKind) -> ScenePlan:
         progress, settings = self.progress, self.settings
@@ -235,72 +219,3 @@ class _Run:
                 "static: it knows no motion; give a dynamic decoder (--checkpoint, --config lyra-dynamic), "
                 "or take one frame with --first-frame-only"
             )
-
-    def _finish(
-        self, given: DecoderInput, codec: VideoCodec, plan: ScenePlan | None, notes: list[dict[str, Any]]
-    ) -> GeneratedScene:
-        """Reconstruct and write; the folder appears at the end."""
-        settings = self.settings
-        reconstruct = Reconstructor(
-            self.decoder.to(self.device),
-            codec.to(self.device),
-            settings.prune_ratio,
-            settings.plucker_dtype,
-            settings.ray_dtype,
-            "chunked" if settings.memory == "low" else "auto",
-        )
-        drawn = settings.render_settings(reconstruct)
-        with self.progress.stage("Gaussians reconstructed") as on_step:
-            unit = self._unit(reconstruct, given, drawn, plan is not None, on_step)
-            given = given.in_unit(unit.factor)
-            instants = self._instants(reconstruct, given)
-        total = sum(instant.gaussians.num for instant in instants)
-        self.progress.say(f"      {total:,} Gaussians; lengths times {unit.factor:.3g} ({unit.origin})")
-        with whole_folder(settings.output) as folder:
-            with self.progress.stage("pictures rendered") as on_step:
-                write_video(folder / "video.mp4", instants, given, drawn, on_step)
-                title = clip_title(settings, plan is None)
-                write_sheet(folder / "contact_sheet.png", instants, given, drawn, title)
-            with self.progress.stage("files written"):
-                write_gaussians(folder, instants, given, drawn)
-                if plan is not None:
-                    write_latents(folder / "latents", given, settings.seed)
-            num_gaussians = [instant.gaussians.num for instant in instants]
-            record = record_of(settings, self.size, plan)
-            record |= record_of_result(given, unit, notes, num_gaussians, settings, self.device)
-            record["seconds"] = {stage.name: round(stage.seconds, 2) for stage in self.progress.meter.stages}
-            write_record(folder / "record.json", record)
-        self._say_end(plan)
-        return GeneratedScene(settings.output, record, instants, given)
-
-    def _unit(
-        self,
-        reconstruct: Reconstructor,
-        given: DecoderInput,
-        drawn: RenderSettings,
-        is_new: bool,
-        on_step: Any,
-    ) -> LengthUnit:
-        """The unit of length; ready latents already have theirs unless one is asked for."""
-        wanted = self.settings.units
-        if wanted == "auto":
-            wanted = "fitted" if is_new and is_small(self.decoder.config) else "scene"
-        if wanted == "scene":
-            return LengthUnit(1.0, "that of the scene", {})
-        if not isinstance(wanted, str):
-            return LengthUnit(float(wanted), "given as --units", {})
-        time = self.settings.times[0] if given.is_dynamic else None
-        return fitted_unit(reconstruct, given.z, given.cameras, list(given.videos), drawn, time, on_step)
-
-    def _instants(self, reconstruct: Reconstructor, given: DecoderInput) -> tuple[Instant, ...]:
-        times: tuple[float | None, ...] = self.settings.times if given.is_dynamic else (None,)
-        return tuple(Instant(time, reconstruct(given.z, given.cameras, time)) for time in times)
-
-    def _say_end(self, plan: ScenePlan | None) -> None:
-        output = self.settings.output
-        if plan is not None and teacher_name(self.settings) == "warp":
-            self.progress.say(f"The clips were {NOTHING_GENERATED}.")
-        self.progress.say(
-            f"{output}: scene.ply, scene.html (open it in a browser), video.mp4, contact_sheet.png, "
-            "record.json"
-        )

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 NOT_IN_CLIPS = frozenset({
     "checkpoint", "config", "prune_ratio", "codec", "plucker_dtype", "ray_dtype", "response", "device",
     "input", "output", "units", "trajectory", "num_trajectories", "times", "samples_at_once", "text_cache",
-    "memory", "num_gpus", "dry_run", "overwrite",
+    "memory", "num_gpus", "dry_run", "overwrite", "refine_steps", "refine_seconds",
 })  # fmt: skip
 """Settings of other stages, of how clips are made, or that are compared by what follows from them."""
 TOLERANCE = 1e-4

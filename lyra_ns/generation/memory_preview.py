@@ -13,7 +13,6 @@ from lyra_ns.generation.decoder_input import is_small
 from lyra_ns.generation.settings import GenerateSettings
 from lyra_ns.memory_estimate import SceneSize, estimate_inference_memory, gib, inference_plan
 from lyra_ns.memory_limits import available_bytes
-from lyra_ns.ssd_bidirectional import scan_form
 
 CELL = 8
 """Pixels, and frames, of a latent cell along each axis."""
@@ -38,7 +37,7 @@ def memory_lines(
         inference_plan(codec, is_chunked=settings.memory == "low"),
         prune_ratio=settings.prune_ratio,
         codec=codec,
-        scan=scan_form(decoder.scan.form_on(device), decoder.config, device),
+        scan=decoder.config.scan_form(decoder.scan.form_on(device), device),
         is_low_precision=decoder.config.parity or decoder.uses_autocast(device.type),
     )
     free = available_bytes(device)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
+from typing import Protocol, runtime_checkable
 
 import torch
 from rich.console import Console
@@ -12,7 +13,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lyra_ns.stage_meter import StageMeter
 
-OnStep = Callable[[int, int], None]
+
+@runtime_checkable
+class OnStep(Protocol):
+    """What a stage is told as it goes on."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Steps that are done and all steps, and what there is to say of the last."""
+
+
 SECONDS_BETWEEN_LINES = 5.0
 """Where lines are printed, a stage says no more often how far it is."""
 
@@ -28,6 +37,12 @@ class StageProgress:
         self.num_stages = num_stages
         self.meter = StageMeter(device)
         self._num_started = 0
+        self._began = monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since it was made."""
+        return monotonic() - self._began
 
     def say(self, text: str) -> None:
         """Print a line, above a bar if there is one."""
@@ -50,22 +65,30 @@ class StageProgress:
     @contextmanager
     def _bar(self, label: str) -> Iterator[OnStep]:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True) as progress:
-            task = progress.add_task(label, total=None)
-            yield lambda done, total: progress.update(task, completed=done, total=total)
+        note_column = TextColumn("{task.fields[note]}", markup=False)
+        with Progress(
+            *columns, TimeRemainingColumn(), note_column, console=self.console, transient=True
+        ) as progress:
+            task = progress.add_task(label, total=None, note="")
+
+            def on_step(done: int, total: int, note: str = "") -> None:
+                progress.update(task, completed=done, total=total, note=note)
+
+            yield on_step
 
     def _lines(self, title: str) -> OnStep:
         """Prints how far a stage is, not too often, with the time left by what the steps took so far."""
         started = last = monotonic()
 
-        def on_step(done: int, total: int) -> None:
+        def on_step(done: int, total: int, note: str = "") -> None:
             nonlocal last
             now = monotonic()
             if not 0 < done < total or now - last < SECONDS_BETWEEN_LINES:
                 return
             last = now
             left = (now - started) / done * (total - done)
-            self.say(f"      {title}: {done} of {total}, about {duration(left)} left")
+            said = f"{note}, " if note else ""
+            self.say(f"      {title}: {done} of {total}, {said}about {duration(left)} left")
 
         return on_step
 

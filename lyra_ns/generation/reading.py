@@ -14,8 +14,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from lyra_ns.commands.reconstruct import chosen_trajectories, open_scene, read_inputs
 from lyra_ns.data.files import write_whole
+from lyra_ns.data.open import chosen_trajectories, open_scene, read_inputs
 from lyra_ns.generation.clip_sizes import ClipSizes
 from lyra_ns.generation.decoder_input import DecoderInput
 from lyra_ns.generation.inputs import (

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lyra_ns.commands.choices import DecoderChoice
+from lyra_ns.device import MemoryName
+from lyra_ns.options import DecoderChoice
 
 
 @dataclass(kw_only=True)
@@ -77,6 +78,11 @@ class GenerateSettings(DecoderChoice):
     """Take one frame of a video as if it were an image, for decoders that know no motion."""
     times: tuple[float, ...] = (0.0, 0.5, 1.0)
     """Moments from 0 to 1 at which a moving scene is reconstructed, one file each."""
+    refine_steps: int | None = None
+    """Gradient steps that bring the Gaussians closer to the picture and the clips; 0 switches that off. By
+    default 150 on a CPU, half a minute on two cores, 600 on a GPU, and none of ready latents."""
+    refine_seconds: float | None = None
+    """Ends these steps after so long, whatever their number; the result then depends on the machine."""
     teacher: Literal["auto", "warp", "gen3c", "replay", "wan-vace", "sana-wm"] = "auto"
     """Who makes the clips; auto: gen3c if --weights is given, else warp, which moves the picture by its depth
     and generates nothing. replay reads clips from disk."""
@@ -101,7 +107,7 @@ class GenerateSettings(DecoderChoice):
     """Numbers that a video model computes with; auto: bfloat16 on a GPU, float32 on a CPU."""
     text_to_image: str = "black-forest-labs/FLUX.1-dev"
     """Text-to-image model of diffusers, folder or hub id, for a prompt without an input."""
-    memory: Literal["fast", "balanced", "low"] = "balanced"
+    memory: MemoryName = "balanced"
     """Weights of the models kept on the GPU: all, those of the stage that runs, or as few as possible."""
     dry_run: bool = False
     """Only show what the teacher would be shown: OUTPUT/preview with warped frames, cameras and depth."""
@@ -142,6 +148,13 @@ class GenerateSettings(DecoderChoice):
             raise ValueError(f"expected --units above 0, fitted or scene, found {self.units}")
         if self.fps is not None and not 0 < self.fps < float("inf"):
             raise ValueError(f"expected --fps above 0, found {self.fps}")
+        if self.refine_steps is not None and self.refine_steps < 0:
+            raise ValueError(f"expected --refine-steps of 0 or more, found {self.refine_steps}")
+        if self.refine_seconds is not None and not self.refine_seconds > 0:
+            raise ValueError(
+                f"expected --refine-seconds above 0, found {self.refine_seconds}: --refine-steps 0 switches "
+                "refinement off"
+            )
         if self.frames_from < 0:
             raise ValueError(f"expected --frames-from of 0 or more, found {self.frames_from}")
         if not self.times or not all(0 <= time <= 1 for time in self.times):

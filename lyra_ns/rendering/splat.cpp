@@ -72,18 +72,44 @@ inline Row<double> exponential(Row<double> x) {
     return x;
 }
 
+// The two halves of a vector, by which sums and questions take a step for each doubling and not for each lane.
+template <class Vector>
+struct Halved;
+#define LYRA_HALVED(Scalar, lanes)                                                          \
+    template <>                                                                             \
+    struct Halved<Scalar __attribute__((vector_size((lanes) * sizeof(Scalar))))> {          \
+        typedef Scalar Part __attribute__((vector_size((lanes) / 2 * sizeof(Scalar))));     \
+        Part parts[2];                                                                      \
+    };
+LYRA_HALVED(float, 16) LYRA_HALVED(float, 8) LYRA_HALVED(float, 4)
+LYRA_HALVED(int32_t, 16) LYRA_HALVED(int32_t, 8) LYRA_HALVED(int32_t, 4)
+LYRA_HALVED(double, 16) LYRA_HALVED(double, 8) LYRA_HALVED(double, 4)
+LYRA_HALVED(int64_t, 16) LYRA_HALVED(int64_t, 8) LYRA_HALVED(int64_t, 4)
+#undef LYRA_HALVED
+
+template <class Vector>
+inline Halved<Vector> halved(const Vector& vector) {
+    Halved<Vector> halves;
+    std::memcpy(&halves, &vector, sizeof vector);
+    return halves;
+}
+
 template <class Vector>
 inline auto sum(const Vector& vector) {
-    auto total = vector[0];
-    for (int i = 1; i < kTile; i++) total += vector[i];
-    return total;
+    const auto eight = halved(vector);
+    const auto four = halved(eight.parts[0] + eight.parts[1]);
+    const auto two = halved(four.parts[0] + four.parts[1]);
+    const auto pair = two.parts[0] + two.parts[1];
+    return pair[0] + pair[1];
 }
 
 template <class MaskVector>
 inline bool any(const MaskVector& mask) {
-    auto bits = mask[0];
-    for (int i = 1; i < kTile; i++) bits |= mask[i];
-    return bits != 0;
+    const auto eight = halved(mask);
+    const auto four = halved(eight.parts[0] | eight.parts[1]);
+    const auto two = halved(four.parts[0] | four.parts[1]);
+    const auto pair = two.parts[0] | two.parts[1];
+    return (pair[0] | pair[1]) != 0;
 }
 
 }  // namespace
@@ -205,6 +231,7 @@ struct SplatInTile {
     const Real* colour;
     int first_row, end_row;
     Row<Real> x;
+    Real reach;  // q beyond which alpha is under min_alpha, with a margin for rounding
 
     SplatInTile(const View<Real>& view, const Tile<Real>& tile, int64_t splat)
         : whitening(view.whitenings + 3 * splat),
@@ -214,7 +241,16 @@ struct SplatInTile {
           colour(view.colours + kChannels * splat),
           first_row(std::max(0, view.boxes[4 * splat + 2] - tile.top)),
           end_row(std::min(tile.rows, view.boxes[4 * splat + 3] - tile.top)),
-          x(tile.pixel_x - view.centres[2 * splat]) {}
+          x(tile.pixel_x - view.centres[2 * splat]),
+          reach(2 * std::log(std::max(opacity / Real(view.min_alpha), Real(1))) * Real(1.001) + Real(0.001)) {}
+
+    // Whether no pixel of a row can be reached: a skewed splat's box is mostly empty. Flat splats only.
+    bool misses(Real y) const {
+        const Real at_first = whitening[0] * x[0] + whitening[1] * y;
+        const Real at_last = whitening[0] * x[kTile - 1] + whitening[1] * y;
+        const Real across = std::max(Real(0), std::max(at_first, -at_last)), down = whitening[2] * y;
+        return across * across + down * down > reach;
+    }
 
     Row<Real> inverse_of_d(Real y) const {
         const Real* p = perspective;
@@ -245,6 +281,7 @@ void blend_tile(const View<Real>& view, int index) {
         const SplatInTile<Real, kPerRay> splat(view, tile, view.pair_splats[pair]);
         for (int j = splat.first_row; j < splat.end_row; j++) {
             const Real y = tile.pixel_y(j) - splat.centre_y;
+            if (!kPerRay && splat.misses(y)) continue;
             Row<Real> exponent = splat.half_q(y);
             if (kPerRay) exponent *= splat.inverse_of_d(y);
             Row<Real> alpha = splat.opacity * exponential(-exponent);
@@ -362,6 +399,7 @@ void differentiate_tile(const View<Real>& view, int index) {
         for (int j = splat.first_row; j < splat.end_row; j++) {
             if (position > last_of_row[j]) continue;
             const Real y = tile.pixel_y(j) - splat.centre_y;
+            if (!kPerRay && splat.misses(y)) continue;
             Row<Real> exponent = splat.half_q(y), inverse_of_d{};
             if (kPerRay) {
                 inverse_of_d = splat.inverse_of_d(y);

@@ -1,0 +1,208 @@
+"""Gradient steps that bring Gaussians closer to pictures of the scene, until held-back pictures stop gaining.
+
+Shape letters: M views, G Gaussians.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import monotonic
+
+import torch
+
+from lyra_ns.evaluation.metrics import psnr
+from lyra_ns.gaussians import Gaussians
+from lyra_ns.losses import ImageDistance
+from lyra_ns.perceptual import SMALLEST_SIDE, load_lpips
+from lyra_ns.refinement_attributes import TrainableGaussians, pixel_sizes
+from lyra_ns.refinement_config import RefinementConfig
+from lyra_ns.refinement_loss import photometric_loss
+from lyra_ns.refinement_views import (
+    RefinementViews,
+    check_views,
+    drawn_background,
+    finest_focal,
+    in_turn,
+)
+from lyra_ns.rendering import render
+from lyra_ns.rendering.projection import drawable
+
+__all__ = ["Refinement", "RefinementConfig", "RefinementStep", "RefinementViews", "refine"]
+
+LPIPS_ON_GPU = 0.05
+"""Weight of the perceptual distance where the configuration leaves it open."""
+
+
+@dataclass(frozen=True)
+class RefinementStep:
+    """How far a refinement is."""
+
+    step: int
+    """Steps that are made."""
+    num_steps: int
+    """Steps in all, unless it ends before."""
+    psnr: float | None
+    """PSNR of the pictures of the last steps, in dB, as they were before these steps (a running mean); None
+    while all that was shown is covered nowhere."""
+    held_back_psnr: float | None
+    """Mean PSNR of the pictures that are held back when they were last looked at; None without any."""
+
+
+OnRefinementStep = Callable[[RefinementStep], None]
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What came of it."""
+
+    gaussians: Gaussians
+    """The best state, on the device of the Gaussians that were given."""
+    num_steps: int
+    """Steps that were made."""
+    best_step: int
+    """Step whose state this is: the best by the held-back pictures, the last without any; 0 is the start."""
+    held_back_psnr: dict[int, float]
+    """Mean PSNR of the held-back pictures, in dB, by the step after which they were looked at."""
+    seconds: float
+    """How long it took."""
+    reason: str
+    """Why it ended, in words."""
+
+    def __str__(self) -> str:
+        judged = self.held_back_psnr
+        said = ""
+        if judged:
+            said = f"; held-back views {judged[0]:.1f} -> {judged[self.best_step]:.1f} dB"
+        kept = "" if self.best_step == self.num_steps else f", step {self.best_step} kept"
+        return f"{self.num_steps} steps in {self.seconds:.0f} s ({self.reason}){kept}{said}"
+
+    @property
+    def gain(self) -> float:
+        """What the held-back pictures gained, in dB; 0 without any."""
+        found = self.held_back_psnr
+        return found[self.best_step] - found[0] if found else 0.0
+
+
+def refine(
+    gaussians: Gaussians,
+    views: Sequence[RefinementViews],
+    config: RefinementConfig | None = None,
+    on_step: OnRefinementStep | None = None,
+) -> Refinement:
+    """Gaussians [G] closer to `views`, which are brought to their device.
+
+    Adam over all five attributes, one picture a step. The state returned is the one that the held-back
+    pictures liked best; it ends when they stop gaining. The same call gives the same result, bit by bit on a
+    CPU, unless a limit of seconds ends it. A moving scene is refined instant by instant, each with the
+    pictures of its time (`RefinementViews.near_time`). ValueError for views or Gaussians that cannot be used.
+
+    Example:
+        >>> photograph = RefinementViews(image[None], camera.reshape(1))
+        >>> refine(gaussians, [photograph], RefinementConfig(num_steps=100)).gaussians
+    """
+    config = config or RefinementConfig()
+    check_views(views)
+    if gaussians.means.ndim != 2 or not bool(drawable(gaussians).any()):
+        raise ValueError(
+            f"expected Gaussians [G] of one scene to refine, found means {list(gaussians.means.shape)} of "
+            "which none can be drawn"
+        )
+    views = [some.to(gaussians.means.device) for some in views]
+    return _Refiner(gaussians.detach(), views, config).run(on_step)
+
+
+class _Refiner:
+    """One refinement as it runs."""
+
+    def __init__(
+        self, gaussians: Gaussians, views: Sequence[RefinementViews], config: RefinementConfig
+    ) -> None:
+        self.views, self.config = views, config
+        device = gaussians.means.device
+        centres = torch.cat([some.cameras.camera_to_world[:, :3, 3] for some in views])
+        pixel = pixel_sizes(gaussians.means, centres.to(gaussians.means), finest_focal(views))
+        self.scene = TrainableGaussians(gaussians, pixel, config.rates, config.growth, config.damping)
+        self.perceptual, self.lpips = self._perceptual(device)
+        # On the CPU, so that every device draws the same.
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.best, self.best_step = gaussians, 0
+        self.judged: dict[int, float] = {}
+        self.running_psnr: float | None = None
+
+    def run(self, on_step: OnRefinementStep | None) -> Refinement:
+        """All steps."""
+        config, started = self.config, monotonic()
+        self._judge(0)
+        step, reason = 0, "all steps are made"
+        for view in in_turn(self.views, config.seed):
+            if config.seconds is not None and monotonic() - started > config.seconds:
+                reason = f"the time of {config.seconds:g} s is over"
+                break
+            self._step(view, self._rate(step, monotonic() - started))
+            step += 1
+            if step % config.check_every == 0 or step == config.num_steps:
+                self._judge(step)
+            if on_step is not None:
+                on_step(self._progress(step))
+            if step == config.num_steps:
+                break
+            if self._gains_no_more():
+                reason = f"held-back pictures gained nothing in {config.patience} looks"
+                break
+        if step not in self.judged:
+            self._judge(step)
+        return Refinement(self.best, step, self.best_step, self.judged, monotonic() - started, reason)
+
+    def _step(self, view: RefinementViews, rate: float) -> None:
+        settings = drawn_background(self.config.render, self.generator)
+        seen = render(self.scene.gaussians(), view.cameras, settings)
+        loss = photometric_loss(seen, view, self.config, self.perceptual, self.lpips)
+        loss.backward()
+        self.scene.step(rate)
+        found = float(psnr(seen.rgb.detach(), view.images, view.covered))
+        if not math.isnan(found):
+            self.running_psnr = found if self.running_psnr is None else 0.9 * self.running_psnr + 0.1 * found
+
+    def _rate(self, step: int, seconds: float) -> float:
+        """Share of the learning rates, by what is over of the steps or the time."""
+        over = step / self.config.num_steps
+        if self.config.seconds is not None:
+            over = max(over, seconds / self.config.seconds)
+        last = self.config.last_rate
+        return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * min(over, 1.0)))
+
+    @torch.no_grad()
+    def _judge(self, step: int) -> None:
+        """Look at the held-back pictures; keep the state if it is the best so far, or if there are none."""
+        found = self.scene.snapshot()
+        scores = [
+            psnr(render(found, view.cameras, self.config.render).rgb, view.images, view.covered)
+            for some in self.views
+            for view in (some[index] for index in some.held_back)
+        ]
+        if scores:
+            self.judged[step] = float(torch.cat(scores).nanmean())
+        if not scores or self.judged[step] >= max(self.judged.values()):
+            self.best, self.best_step = found, step
+
+    def _gains_no_more(self) -> bool:
+        looks = list(self.judged.values())
+        if len(looks) <= self.config.patience:
+            return False
+        before, lately = looks[: -self.config.patience], looks[-self.config.patience :]
+        return max(lately) < max(before) + self.config.smallest_gain
+
+    def _progress(self, step: int) -> RefinementStep:
+        latest = next(reversed(self.judged.values()), None)
+        return RefinementStep(step, self.config.num_steps, self.running_psnr, latest)
+
+    def _perceptual(self, device: torch.device) -> tuple[ImageDistance | None, float]:
+        weight = self.config.lpips
+        if weight is None:
+            weight = LPIPS_ON_GPU if device.type == "cuda" else 0.0
+        smallest = min(min(some.images.shape[1:3]) for some in self.views)
+        if not weight or smallest < SMALLEST_SIDE:
+            return None, 0.0
+        return load_lpips("alex").to(device), weight

@@ -1,0 +1,104 @@
+"""The attributes of Gaussians as numbers that gradient steps may change, and the bounds that they keep.
+
+Names and meanings are those of gsplat's strategies, which densify and prune such dictionaries.
+
+Shape letter: G Gaussians.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lyra_ns.gaussians import Gaussians
+from lyra_ns.refinement_config import LearningRates
+
+MARGIN = 1e-4
+"""Opacities and colours are kept this far from 0 and 1, where logits are infinite."""
+BETAS = (0.9, 0.99)
+"""Of Adam: a few hundred steps are too few for its usual memory of a thousand."""
+
+
+class TrainableGaussians:
+    """Gaussians under Adam. Those that no gradient reaches stay exactly as they are.
+
+    A scale never exceeds the larger of its start and `growth` pixels, so that no streak can arise where
+    nothing tells how large a Gaussian is. Centres move by pixels, whatever their distance.
+    """
+
+    def __init__(
+        self,
+        gaussians: Gaussians,
+        pixel: Float[Tensor, " G"],
+        rates: LearningRates,
+        growth: float,
+        damping: float,
+    ) -> None:
+        """`pixel` is the size of a pixel at each Gaussian, in units of the scene."""
+        log_scales = gaussians.scales.log()
+        largest = torch.maximum(log_scales, (growth * pixel[:, None]).log())
+        free = {
+            "means": gaussians.means,
+            "scales": log_scales,
+            "quats": functional.normalize(gaussians.quats, dim=-1),
+            "opacities": torch.logit(gaussians.opacities, eps=MARGIN),
+            "colours": torch.logit(gaussians.rgb, eps=MARGIN),
+        }
+        fixed = {"pixel": pixel[:, None], "largest_scales": largest}
+        self.parameters = {
+            name: nn.Parameter(values.detach().clone(), requires_grad=name in free)
+            for name, values in (free | fixed).items()
+        }
+        self.rates = rates
+        self.optimizers = {
+            name: torch.optim.Adam(
+                [{"params": [self.parameters[name]], "lr": getattr(rates, name)}],
+                betas=BETAS,
+                eps=damping,
+                fused=True,
+            )
+            for name in free
+        }
+
+    def gaussians(self) -> Gaussians:
+        """The Gaussians as they are now, with gradients."""
+        attributes = self.parameters
+        return Gaussians(
+            means=attributes["means"],
+            quats=functional.normalize(attributes["quats"], dim=-1),
+            scales=attributes["scales"].exp(),
+            opacities=attributes["opacities"].sigmoid(),
+            rgb=attributes["colours"].sigmoid(),
+        )
+
+    def snapshot(self) -> Gaussians:
+        """A copy of the Gaussians as they are now."""
+        with torch.no_grad():
+            found = self.gaussians()
+            return Gaussians(found.means.clone(), found.quats, found.scales, found.opacities, found.rgb)
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """One step of Adam, learning rates times `rate`, then back within the bounds; gradients are gone."""
+        means, pixel = self.parameters["means"], self.parameters["pixel"]
+        before = means.clone()
+        if means.grad is not None:
+            means.grad.mul_(pixel)  # by pixels in place of units of the scene
+        for name, optimizer in self.optimizers.items():
+            optimizer.param_groups[0]["lr"] = getattr(self.rates, name) * rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        means.copy_(torch.lerp(before, means, pixel))
+        scales = self.parameters["scales"]
+        torch.minimum(scales, self.parameters["largest_scales"], out=scales)
+
+
+def pixel_sizes(
+    means: Float[Tensor, "G 3"], centres: Float[Tensor, "C 3"], focal: float
+) -> Float[Tensor, " G"]:
+    """Size of a pixel of focal length `focal` at each Gaussian, seen from the middle of camera centres."""
+    distance = (means - centres.mean(0)).norm(dim=-1)
+    # One that lies at the cameras would not move at all.
+    return distance.clamp(min=1e-3 * float(distance.median())) / focal
