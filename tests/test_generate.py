@@ -30,7 +30,7 @@ from lyra_ns.export.ply import load_ply
 from lyra_ns.gaussians import GaussianHeadConfig
 from lyra_ns.generation import generate as generate_module
 from lyra_ns.generation.camera_files import write_npz
-from lyra_ns.generation.clip_making import clip_sizes, decoder_size
+from lyra_ns.generation.clip_making import clip_sizes, decoder_size, paths_follow_near
 from lyra_ns.generation.clip_sizes import ClipSizes, size_of_aspect
 from lyra_ns.generation.depth import choice
 from lyra_ns.generation.depth.small_network import load_small_depth
@@ -190,6 +190,33 @@ def test_decoders_and_teachers_that_know_one_size_get_it():
     assert decoder_size(cropped, small, VideoSize(121, 704, 1280)) == VideoSize(17, 160, 256)
 
 
+def test_paths_follow_near_depth_but_for_those_who_know_the_official_data():
+    small = decoder()
+    full = LatentGaussianDecoder(DecoderConfig(width=32, depth=1, pattern="1T", num_heads=2))
+    for asked, made_for, is_near in (
+        ({}, small, True),
+        ({}, full, False),
+        ({"weights": "gen3c"}, small, False),
+        ({"depth_units": "centre_quantile"}, small, False),
+        ({"paths_follow": "official"}, small, False),
+        ({"paths_follow": "near", "weights": "gen3c"}, full, True),
+    ):
+        chosen = GenerateSettings(input=Path("a.png"), output=Path("b"), **asked)
+        assert paths_follow_near(chosen, made_for) == is_near
+
+
+def test_a_path_that_would_fly_through_something_is_shortened_and_said_to_be(files, tmp_path):
+    chosen = {"trajectory": ("zoom_in",), "distance_factor": 2.5, "dry_run": True}
+    scene, printed = run(files, tmp_path / "a", paths_follow="official", **chosen)
+    (path,) = scene.record["paths"]
+    # The box lies at half the depth of the wall, which is the unit: two thirds of the way to it are clear.
+    assert path["distance"] < path["drawn_distance"]
+    assert 0.3 < path["distance"] * 8 / 9 <= 1 / 3
+    share = f"{path['distance'] / path['drawn_distance']:.0%}"
+    assert f"path zoom_in: {share} of its length, or it would fly through what is near" in printed
+    assert scene.record["scale"]["near_depth"] == 0.5
+
+
 def test_the_record_says_how_the_scene_was_made(made):
     record = json.loads((made[0] / "record.json").read_text())
     assert record["settings"]["seed"] == 3
@@ -248,7 +275,9 @@ def test_paths_are_named_repeated_or_read_from_files(files, tmp_path):
     ]  # fmt: skip
     cameras = scene.given.cameras
     ends = cameras.camera_to_world[:, -1, :3, 3]
-    down = scene.record["paths"][0]["distance"] * 8 / 9 * 4.0
+    # The box in the middle is half as far away as the median, of which the depth makes 1.
+    assert scene.record["scale"]["centre_depth"] == 0.5
+    down = scene.record["paths"][0]["distance"] * 0.5 * 8 / 9 * 4.0
     torch.testing.assert_close(ends[0], torch.tensor([0.0, down, 0.0]))
     torch.testing.assert_close(ends[1], torch.zeros(3))
     # 2 units of the file are 1 of the depth (0.5), 0.2 of the scene (median depth 5) and 0.8 of the decoder.

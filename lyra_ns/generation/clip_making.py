@@ -165,6 +165,14 @@ def look_at_of(settings: GenerateSettings) -> LookAt:
     return "gen3c" if teacher_name(settings) == "gen3c" else "exact"
 
 
+def paths_follow_near(settings: GenerateSettings, decoder: LatentGaussianDecoder) -> bool:
+    """Whether named paths are as long as the near depth asks for, or as in the official data."""
+    if settings.paths_follow != "auto":
+        return settings.paths_follow == "near"
+    is_official = teacher_name(settings) == "gen3c" or not is_small(decoder.config)
+    return not is_official and settings.depth_units != "centre_quantile"
+
+
 def clip_title(settings: GenerateSettings, is_stored: bool) -> str:
     """What the clips of the contact sheet are called."""
     if is_stored:

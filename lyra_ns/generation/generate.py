@@ -26,6 +26,7 @@ from lyra_ns.generation.clip_making import (
     load_chosen_teacher,
     look_at_of,
     make_clips,
+    paths_follow_near,
     teacher_name,
 )
 from lyra_ns.generation.clip_sharing import check_num_gpus, make_shared_clips
@@ -190,7 +191,15 @@ class _Run:
         self._check_motion(frames)
         with progress.stage("depth found") as on_step:
             found = depth_of_frames(frames, settings.depth, self.device, on_step)
-            plan = plan_scene(frames, found, settings, self.size, look_at_of(settings), self.device)
+            plan = plan_scene(
+                frames,
+                found,
+                settings,
+                self.size,
+                look_at_of(settings),
+                self.device,
+                follows_near=paths_follow_near(settings, self.decoder),
+            )
         scale = plan.scale
         progress.say(f"      depth: {found.reason}")
         progress.say(f"      lens: {found.intrinsics_origin}")
@@ -198,6 +207,9 @@ class _Run:
             f"      units: depth times {scale.depth_factor:.4g}, paths turn about {scale.centre_depth:.3g}; "
             f"a unit of path files is {scale.path_factor:.4g} ({scale.pose_scale_origin})"
         )
+        for path in plan.paths:
+            if path.shortening:
+                progress.say(f"      {path.shortening}")
         return plan
 
     def _check_motion(self, frames: SourceFrames) -> None:

@@ -57,7 +57,11 @@ class GenerateSettings(DecoderChoice):
     seed: int = 0
     """Seed of the paths' lengths and of the video model's noise."""
     distance_factor: float = 1.0
-    """Makes the named paths so many times as long."""
+    """Makes named paths so many times as long, but never so long that they fly through what is near."""
+    paths_follow: Literal["auto", "near", "official"] = "auto"
+    """Depth that gives named paths their length and what they turn about: near, that of the subject (what is
+    near in the middle); official, 1 in MoGe's units or the median. auto: official for GEN3C, Lyra's own
+    decoders and --depth-units centre_quantile, else near."""
     look_at: Literal["auto", "gen3c", "exact"] = "auto"
     """Poses as GEN3C knows them, or with the centre exactly in the middle; auto: gen3c for that teacher."""
     path_length: Literal["exact", "first", "resample"] = "exact"
