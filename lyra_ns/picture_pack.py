@@ -56,7 +56,7 @@ class Pack:
     """Pictures by kind; all of the file is held in memory (tens of megabytes), and threads may share it."""
 
     def __init__(self, path: Path | str) -> None:
-        """Reads the list of pictures. FileNotFoundError or ValueError, in a sentence, if `path` is no whole pack."""
+        """Reads the pack. FileNotFoundError or ValueError, in a sentence, if `path` is no whole one."""
         self.path = Path(path)
         self._files = _read_entries(self.path)
         self._sources = _read_sources(self.path, self._files)
@@ -81,15 +81,18 @@ class Pack:
         return content
 
     def read(self, name: str) -> NDArray[numpy.uint8]:
-        """A picture [H, W, 3], or [H, W, 4] with opacity for cut-outs. ValueError if it is damaged or too large."""
+        """A picture [H, W, 3], or [H, W, 4] with opacity for cut-outs.
+
+        ValueError if it is damaged or too large.
+        """
         content = self.read_file(name)
         is_cutout = name.startswith("cutouts/")
         try:
             with Image.open(io.BytesIO(content), formats=[FOLDER_FORMATS[_kind_of(name)]]) as picture:
                 if picture.width * picture.height > MOST_PIXELS:
                     raise ValueError(
-                        f"{name} in {self.path} has {picture.width} x {picture.height} pixels, expected at most "
-                        f"{MOST_PIXELS}: make the pack anew"
+                        f"{name} in {self.path} has {picture.width} x {picture.height} pixels, "
+                        f"expected at most {MOST_PIXELS}: make the pack anew"
                     )
                 return numpy.array(picture.convert("RGBA" if is_cutout else "RGB"))
         except OSError as error:
@@ -151,8 +154,8 @@ def _read_entries(path: Path) -> dict[str, bytes]:
                     entry.file_size > MOST_PICTURE_BYTES and entry.filename != SOURCES
                 ):
                     raise ValueError(
-                        f"{entry.filename} in {path} is compressed or larger than {MOST_PICTURE_BYTES >> 20} MiB: "
-                        "this is no pack of pictures"
+                        f"{entry.filename} in {path} is compressed or larger than "
+                        f"{MOST_PICTURE_BYTES >> 20} MiB: this is no pack of pictures"
                     )
             return {entry.filename: archive.read(entry) for entry in entries}
     except (zipfile.BadZipFile, EOFError, OSError) as error:
@@ -179,7 +182,7 @@ def _read_sources(path: Path, files: Mapping[str, bytes]) -> dict[str, PictureSo
             _kind_of(name)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"{path} is no pack of pictures, version {PACK_VERSION}: its {SOURCES} is wrong or missing ({error}); "
-            "give the zip that the recipe wrote"
+            f"{path} is no pack of pictures, version {PACK_VERSION}: its {SOURCES} is wrong or missing "
+            f"({error}); give the zip that the recipe wrote"
         ) from error
     return sources

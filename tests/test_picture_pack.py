@@ -1,4 +1,4 @@
-"""Packs of pictures: what is written comes back, equal packs are equal files, foreign files end in a sentence."""
+"""Packs of pictures: what is written comes back, equal packs are equal files, foreign files are named."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """The pictures that scenes are papered with: photographs and drawn patterns.
 
-By default the photographs are those of the scikit-image wheel, which every machine has. Scenes that train the
-weights that ship take a pack instead (`textures_from_pack`): photographs of scikit-image are what those are judged by.
-Some photographs and kinds of pattern are kept for held-out scenes, so that a decoder is tested on surfaces
-that it never saw. The stereo pair of scikit-image is left out: it is the real-photograph evaluation.
+By default the photographs are those of the scikit-image wheel, which every machine has. Scenes that train
+the weights that ship take a pack instead (`textures_from_pack`), because photographs of scikit-image are what
+those weights are judged by. Some photographs and kinds of pattern are kept for held-out scenes, so that a
+decoder is tested on surfaces that it never saw. The stereo pair of scikit-image is left out: it is the
+real-photograph evaluation.
 """
 
 from __future__ import annotations
@@ -147,9 +148,10 @@ def textures_from_pack(pack: Pack, seed: int = 0, held_out_share: float = HELD_O
     """
     splits: dict[bool, list[Tensor]] = {False: [], True: []}
     for name in pack.names("textures") + pack.names("photographs"):
-        image = torch.from_numpy(pack.read(name)).movedim(-1, 0)
+        picture = torch.from_numpy(pack.read(name)).movedim(-1, 0)
         is_held_out = int(pack.source(name).file_sha256[:8], 16) < held_out_share * 2**32
-        splits[is_held_out].append(_squares(image)[: 1 if name.startswith("textures/") else 2])
+        squares = _middle_square if name.startswith("textures/") else _squares
+        splits[is_held_out].append(squares(picture))
     for split, name in ((False, "training"), (True, "held-out")):
         if len(splits[split]) < MINIMUM_PHOTOGRAPHS:
             raise ValueError(
@@ -254,15 +256,24 @@ def _read_picture(file: Path) -> UInt8[Tensor, "3 H W"]:
 
 def _squares(picture: UInt8[Tensor, "3 H W"]) -> UInt8[Tensor, "2 3 size size"]:
     """The largest square in the middle of a photograph, and a square of 0.6 of its side at its left end."""
-    image = picture[None].float()
-    height, width = image.shape[-2:]
+    height, width = picture.shape[-2:]
+    close = int(0.6 * min(height, width))
+    near = picture[..., (height - close) // 2 :, width // 8 :][..., :close, :close]
+    return torch.cat([_middle_square(picture), _resized(near)])
+
+
+def _middle_square(picture: UInt8[Tensor, "3 H W"]) -> UInt8[Tensor, "1 3 size size"]:
+    """The largest square in the middle of a picture."""
+    height, width = picture.shape[-2:]
     side = min(height, width)
-    top, left, close = (height - side) // 2, (width - side) // 2, int(0.6 * side)
-    middle = image[..., top : top + side, left : left + side]
-    near = image[..., (height - close) // 2 :, width // 8 :][..., :close, :close]
-    size = (SOURCE_SIZE, SOURCE_SIZE)
-    squares = [functional.interpolate(square, size, mode="area") for square in (middle, near)]
-    return torch.cat(squares).round().clamp(0, 255).to(torch.uint8)
+    top, left = (height - side) // 2, (width - side) // 2
+    return _resized(picture[..., top : top + side, left : left + side])
+
+
+def _resized(square: UInt8[Tensor, "3 side side"]) -> UInt8[Tensor, "1 3 size size"]:
+    """A square at the size of the bank's pictures."""
+    resized = functional.interpolate(square[None].float(), (SOURCE_SIZE, SOURCE_SIZE), mode="area")
+    return resized.round().clamp(0, 255).to(torch.uint8)
 
 
 def _bank(

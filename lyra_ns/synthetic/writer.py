@@ -87,8 +87,8 @@ def write_sample_data(
     indices = [*range(num_scenes), *range(FIRST_HELD_OUT, FIRST_HELD_OUT + num_held_out)]
     with atlas_of(textures and Path(textures).expanduser()) as texture_atlas:
         jobs = SceneJobs(
-            Path(output).expanduser(), ClipSize(num_frames, height, width, focal_lengths), seed, dynamic, codec,
-            _device_named(device), texture_atlas,
+            Path(output).expanduser(), ClipSize(num_frames, height, width, focal_lengths), seed, dynamic,
+            codec, _device_named(device), texture_atlas,
         )  # fmt: skip
         return _write_missing(jobs, indices, num_workers)
 
