@@ -8,7 +8,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -24,7 +24,7 @@ def train(
     quick: bool = False,
 ) -> None:
     """Train the decoder that ships on DATA and write OUTPUT/decoder; `quick` trains a toy from scratch."""
-    config = deepcopy(lyra_tiny.config)
+    config: Any = deepcopy(lyra_tiny.config)
     config.pipeline.datamanager.data = data
     config.output_dir, config.vis = output, "tensorboard"
     config.max_num_iterations = num_steps
