@@ -232,8 +232,8 @@ def test_estimated_depth_may_differ_by_rounding_and_no_more(files, tmp_path, mon
     plan_scene = generate_module.plan_scene
 
     def with_depth_times(factor: float):
-        def plan(*arguments):
-            made = plan_scene(*arguments)
+        def plan(*arguments, **named):
+            made = plan_scene(*arguments, **named)
             object.__setattr__(made, "depth", made.depth * factor)
             return made
 
