@@ -28,12 +28,13 @@ from lyra_ns.data.video_files import VideoSize, read_video, video_bytes, video_s
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
 from lyra_ns.export.ply import load_ply
 from lyra_ns.gaussians import GaussianHeadConfig
+from lyra_ns.generation import finishing
 from lyra_ns.generation import generate as generate_module
 from lyra_ns.generation.camera_files import write_npz
 from lyra_ns.generation.depth import choice
 from lyra_ns.generation.depth.small_network import load_small_depth
 from lyra_ns.generation.generate import generate
-from lyra_ns.generation.length_unit import farthest_frames, fitted_unit
+from lyra_ns.generation.length_unit import LengthUnit, farthest_frames, fitted_unit
 from lyra_ns.generation.output_folder import check_output, whole_folder
 from lyra_ns.generation.reading import read_source
 from lyra_ns.generation.settings import GenerateSettings
@@ -92,6 +93,7 @@ def settings(files: Path, output: Path, **changes) -> GenerateSettings:
         "checkpoint": str(files / "static.safetensors"),
         "depth": str(files / "depth.npy"),
         "units": 4.0,
+        "refine_steps": 0,
         "device": "cpu",
         **SIZE,
     }
@@ -129,8 +131,8 @@ def test_an_image_becomes_a_scene_with_everything_around_it(made):
         assert sheet.height > 7 * 64
     assert f"{num_gaussians:,} Gaussians" in printed
     assert "nothing was generated" in printed
-    assert "[1/8] decoder read" in printed
-    assert "[8/8] files written" in printed
+    assert "[1/9] decoder read" in printed
+    assert "[9/9] files written" in printed
     assert "cropped" in printed or "not cropped" in printed
 
 
@@ -249,7 +251,8 @@ def test_after_an_error_only_clips_are_left_and_an_earlier_result_stays(files, t
     def fail(*arguments, **options):
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr(generate_module, stage, fail)
+    module = generate_module if stage == "make_clips" else finishing
+    monkeypatch.setattr(module, stage, fail)
     kept = [] if stage == "make_clips" else ["5.safetensors"]
     for place in (output, tmp_path / "fresh"):
         with pytest.raises(RuntimeError, match="disk is full"):
@@ -477,9 +480,9 @@ def test_units_of_the_shipped_kind_of_decoder_are_fitted_by_default(files, tmp_p
 
     def fitted(reconstruct: Reconstructor, *arguments):
         asked.append(reconstruct)
-        return generate_module.LengthUnit(2.5, "fitted", {"2.5": 20.0})
+        return LengthUnit(2.5, "fitted", {"2.5": 20.0})
 
-    monkeypatch.setattr(generate_module, "fitted_unit", fitted)
+    monkeypatch.setattr(finishing, "fitted_unit", fitted)
     scene, printed = run(files, tmp_path / "a", units="auto", num_trajectories=1)
     assert len(asked) == 1
     assert scene.record["unit"]["factor"] == 2.5

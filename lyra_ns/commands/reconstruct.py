@@ -187,10 +187,17 @@ def write_gaussians(
     """Write Gaussians, which lie in the frame of `cameras[0, 0]`, by the suffix of `path`."""
     from lyra_ns.cameras import relative_to
 
+    reference = relative_to(cameras, cameras.camera_to_world[0, 0])[0, 0]
+    write_scene(gaussians, path, reference, title, response)
+
+
+def write_scene(
+    gaussians: Gaussians, path: Path, reference: CameraPath, title: str, response: Response
+) -> None:
+    """Write Gaussians by the suffix of `path`; a web page starts at the single camera `reference`."""
     if path.suffix == ".html":
         from lyra_ns.export.html import save_html
 
-        reference = relative_to(cameras, cameras.camera_to_world[0, 0])[0, 0]
         save_html(gaussians, path, reference, title, response=response)
     elif path.suffix == ".splat":
         from lyra_ns.export.splat import save_splat
