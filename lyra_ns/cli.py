@@ -21,6 +21,7 @@ from lyra_ns.commands.help_text import WrappedOutput, join_help_lines
 from lyra_ns.commands.make_data import MakeData
 from lyra_ns.commands.prompts import WritePrompts
 from lyra_ns.commands.reconstruct import Reconstruct
+from lyra_ns.commands.refine import Refine
 from lyra_ns.errors import error_text
 
 Command = Union[  # noqa: UP007 - tyro reads the Annotated members of a Union
@@ -31,6 +32,7 @@ Command = Union[  # noqa: UP007 - tyro reads the Annotated members of a Union
     Annotated[MakeData, tyro.conf.subcommand("make-data")],
     Annotated[Generate, tyro.conf.subcommand("generate")],
     Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")],
+    Annotated[Refine, tyro.conf.subcommand("refine")],
     Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
     Annotated[PhotoCheck, tyro.conf.subcommand("photo-check")],
     Annotated[Convert, tyro.conf.subcommand("convert")],

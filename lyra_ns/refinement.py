@@ -18,6 +18,7 @@ from lyra_ns.losses import ImageDistance
 from lyra_ns.perceptual import SMALLEST_SIDE, load_lpips
 from lyra_ns.refinement_attributes import TrainableGaussians, pixel_sizes
 from lyra_ns.refinement_config import RefinementConfig
+from lyra_ns.refinement_densify import Densifier
 from lyra_ns.refinement_loss import photometric_loss
 from lyra_ns.refinement_views import (
     RefinementViews,
@@ -48,6 +49,12 @@ class RefinementStep:
     while all that was shown is covered nowhere."""
     held_back_psnr: float | None
     """Mean PSNR of the pictures that are held back when they were last looked at; None without any."""
+
+    def __str__(self) -> str:
+        parts = [] if self.psnr is None else [f"{self.psnr:.1f} dB"]
+        if self.held_back_psnr is not None:
+            parts.append(f"held back {self.held_back_psnr:.1f} dB")
+        return ", ".join(parts)
 
 
 OnRefinementStep = Callable[[RefinementStep], None]
@@ -125,6 +132,7 @@ class _Refiner:
         pixel = pixel_sizes(gaussians.means, centres.to(gaussians.means), finest_focal(views))
         self.scene = TrainableGaussians(gaussians, pixel, config.rates, config.growth, config.damping)
         self.perceptual, self.lpips = self._perceptual(device)
+        self.densifier = self._densifier(gaussians.num)
         # On the CPU, so that every device draws the same.
         self.generator = torch.Generator().manual_seed(config.seed)
         self.best, self.best_step = gaussians, 0
@@ -140,8 +148,8 @@ class _Refiner:
             if config.seconds is not None and monotonic() - started > config.seconds:
                 reason = f"the time of {config.seconds:g} s is over"
                 break
-            self._step(view, self._rate(step, monotonic() - started))
             step += 1
+            self._step(view, step, self._rate(step - 1, monotonic() - started))
             if step % config.check_every == 0 or step == config.num_steps:
                 self._judge(step)
             if on_step is not None:
@@ -155,12 +163,14 @@ class _Refiner:
             self._judge(step)
         return Refinement(self.best, step, self.best_step, self.judged, monotonic() - started, reason)
 
-    def _step(self, view: RefinementViews, rate: float) -> None:
+    def _step(self, view: RefinementViews, step: int, rate: float) -> None:
         settings = drawn_background(self.config.render, self.generator)
         seen = render(self.scene.gaussians(), view.cameras, settings)
         loss = photometric_loss(seen, view, self.config, self.perceptual, self.lpips)
         loss.backward()
         self.scene.step(rate)
+        if self.densifier is not None:
+            self.densifier.after_step(step)
         found = float(psnr(seen.rgb.detach(), view.images, view.covered))
         if not math.isnan(found):
             self.running_psnr = found if self.running_psnr is None else 0.9 * self.running_psnr + 0.1 * found
@@ -197,6 +207,12 @@ class _Refiner:
     def _progress(self, step: int) -> RefinementStep:
         latest = next(reversed(self.judged.values()), None)
         return RefinementStep(step, self.config.num_steps, self.running_psnr, latest)
+
+    def _densifier(self, num: int) -> Densifier | None:
+        config = self.config
+        if config.densify == 1:
+            return None
+        return Densifier(self.scene, int(config.densify * num), config.num_steps, config.seed)
 
     def _perceptual(self, device: torch.device) -> tuple[ImageDistance | None, float]:
         weight = self.config.lpips

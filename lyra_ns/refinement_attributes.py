@@ -48,18 +48,13 @@ class TrainableGaussians:
         }
         fixed = {"pixel": pixel[:, None], "largest_scales": largest}
         self.parameters = {
-            name: nn.Parameter(values.detach().clone(), requires_grad=name in free)
-            for name, values in (free | fixed).items()
+            name: nn.Parameter(values.detach().clone()) for name, values in (free | fixed).items()
         }
-        self.rates = rates
+        self.rates, self.trained = rates, tuple(free)
+        # One for each: gsplat's strategies want it so, and move what is fixed along with the rest.
         self.optimizers = {
-            name: torch.optim.Adam(
-                [{"params": [self.parameters[name]], "lr": getattr(rates, name)}],
-                betas=BETAS,
-                eps=damping,
-                fused=True,
-            )
-            for name in free
+            name: torch.optim.Adam([parameter], lr=0.0, betas=BETAS, eps=damping, fused=True)
+            for name, parameter in self.parameters.items()
         }
 
     def gaussians(self) -> Gaussians:
@@ -86,7 +81,8 @@ class TrainableGaussians:
         before = means.clone()
         if means.grad is not None:
             means.grad.mul_(pixel)  # by pixels in place of units of the scene
-        for name, optimizer in self.optimizers.items():
+        for name in self.trained:
+            optimizer = self.optimizers[name]
             optimizer.param_groups[0]["lr"] = getattr(self.rates, name) * rate
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -7,20 +7,38 @@ from dataclasses import dataclass, field
 
 from lyra_ns.rendering.types import RenderSettings
 
+USUAL_STEPS = {"cpu": 100, "cuda": 400}
+"""Steps where nobody says how many: half a minute on two CPU cores."""
+USUAL_PIXELS = {"cpu": 512 * 320, "cuda": 1280 * 704}
+"""Pixels of a view at most, where nobody says how many."""
+
+
+def usual_steps(device_type: str) -> int:
+    """How many steps a refinement on such a device takes by default."""
+    return USUAL_STEPS.get(device_type, USUAL_STEPS["cpu"])
+
+
+def usual_pixels(device_type: str) -> int:
+    """How many pixels a view on such a device has by default; larger ones are made smaller."""
+    return USUAL_PIXELS.get(device_type, USUAL_PIXELS["cpu"])
+
 
 @dataclass(frozen=True)
 class LearningRates:
-    """Steps of Adam for each attribute, at the start; all are free of the scene's unit of length."""
+    """Steps of Adam for each attribute, at the start; all are free of the scene's unit of length.
 
-    means: float = 0.2
+    Large, for few steps: held-back views of photographs gain most by them while they fall to `last_rate`.
+    """
+
+    means: float = 0.7
     """Of centres, in pixels of the largest views."""
-    scales: float = 1e-2
+    scales: float = 0.04
     """Of logarithms of scales."""
-    opacities: float = 4e-2
+    opacities: float = 0.16
     """Of logits of opacities."""
-    colours: float = 0.1
+    colours: float = 0.4
     """Of logits of colours."""
-    quats: float = 2e-2
+    quats: float = 0.08
     """Of unit quaternions."""
 
 
@@ -28,7 +46,7 @@ class LearningRates:
 class RefinementConfig:
     """Settings of `refine`."""
 
-    num_steps: int = 200
+    num_steps: int = 100
     """Gradient steps at most, each with one view."""
     seconds: float | None = None
     """Time after which no further step is begun; results then depend on the speed of the machine."""
@@ -49,6 +67,8 @@ class RefinementConfig:
     """How large, in pixels of the largest views, scales may become that were smaller; others never grow."""
     damping: float = 1e-3
     """Gaussians whose gradient is that of less than so many pixels move less than the learning rate says."""
+    densify: float = 1.0
+    """How many times as many Gaussians there may be in the end, on a GPU; 1 leaves every one where it is."""
     check_every: int = 25
     """Steps between two looks at the views that are held back."""
     patience: int = 3
@@ -67,6 +87,8 @@ class RefinementConfig:
             )
         if self.seconds is not None and not self.seconds > 0:
             raise ValueError(f"expected seconds above 0, found {self.seconds}: None for no limit")
+        if not (math.isfinite(self.densify) and self.densify >= 1):
+            raise ValueError(f"expected densify of 1 or more, found {self.densify}: 1 adds none")
         if not 0 <= self.ssim <= 1:
             raise ValueError(f"expected ssim from 0 to 1, found {self.ssim}")
         for name in ("depth", "growth", "damping", "last_rate"):

@@ -200,9 +200,10 @@ def finest_focal(views: Sequence[RefinementViews]) -> float:
 
 
 def drawn_background(settings: RenderSettings, generator: torch.Generator) -> RenderSettings:
-    """The same settings with a background of a drawn colour.
+    """The same settings with a background of a drawn grey.
 
-    What lets light through shows it and is wrong for any picture, while a white sky could hide a hole.
+    What lets light through shows it and is wrong for any picture, while a white sky could hide a hole. Grey,
+    since colours would leave stains where little is known.
     """
-    red, green, blue = torch.rand(3, generator=generator).tolist()
-    return replace(settings, background=(red, green, blue))
+    grey = float(torch.rand((), generator=generator))
+    return replace(settings, background=(grey, grey, grey))

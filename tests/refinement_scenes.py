@@ -32,12 +32,12 @@ def wall(spacing: float = 0.25, seed: int = 0) -> Gaussians:
 
 
 def spoiled(truth: Gaussians, seed: int = 1) -> Gaussians:
-    """The scene as a coarse guess: grey, too small and a little off its place."""
+    """The scene as a coarse guess: grey, too large and a little off its place."""
     generator = torch.Generator().manual_seed(seed)
     return replace(
         truth,
         means=truth.means + 0.04 * torch.randn(truth.means.shape, generator=generator),
-        scales=0.7 * truth.scales,
+        scales=1.3 * truth.scales,
         rgb=0.5 + 0.2 * (truth.rgb - 0.5),
     )
 

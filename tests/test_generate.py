@@ -95,6 +95,7 @@ def settings(files: Path, output: Path, **changes) -> GenerateSettings:
         "checkpoint": str(files / "static.safetensors"),
         "depth": str(files / "depth.npy"),
         "units": 4.0,
+        "refine_steps": 0,
         "device": "cpu",
         **SIZE,
     }
@@ -132,8 +133,8 @@ def test_an_image_becomes_a_scene_with_everything_around_it(made):
         assert sheet.height > 7 * 64
     assert f"{num_gaussians:,} Gaussians" in printed
     assert "nothing was generated" in printed
-    assert "[1/8] decoder read" in printed
-    assert "[8/8] files written" in printed
+    assert "[1/9] decoder read" in printed
+    assert "[9/9] files written" in printed
     assert "cropped" in printed or "not cropped" in printed
 
 
@@ -335,7 +336,8 @@ def test_after_an_error_only_clips_are_left_and_an_earlier_result_stays(files, t
     def fail(*arguments, **options):
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr(generate_module, stage, fail)
+    module = generate_module if stage == "make_clips" else finishing
+    monkeypatch.setattr(module, stage, fail)
     kept = [] if stage == "make_clips" else ["5.safetensors"]
     for place in (output, tmp_path / "fresh"):
         with pytest.raises(RuntimeError, match="disk is full"):

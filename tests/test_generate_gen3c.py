@@ -49,7 +49,7 @@ def run(files: Path, output: Path, decoder: str, **changes) -> tuple[dict, str]:
     printed = io.StringIO()
     settings = GenerateSettings(
         input=files / "photo.png", output=output, checkpoint=str(files / decoder), depth="plane", units=4.0,
-        steps=2, precision="float32", num_trajectories=1, device="cpu",
+        steps=2, precision="float32", num_trajectories=1, device="cpu", refine_steps=0,
         **({"height": 64, "width": 96, "num_frames": 17, "weights": str(files / "weights")} | changes),
     )  # fmt: skip
     generate(settings, Console(file=printed, soft_wrap=True))

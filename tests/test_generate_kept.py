@@ -62,7 +62,7 @@ def run(files: Path, output: Path, **changes) -> str:
     printed = io.StringIO()
     chosen = {
         "input": files / "photo.png", "checkpoint": str(files / "small.safetensors"),
-        "depth": str(files / "depth.npy"), **OPTIONS,
+        "depth": str(files / "depth.npy"), "refine_steps": 0, **OPTIONS,
     }  # fmt: skip
     generate(GenerateSettings(output=output, **(chosen | changes)), Console(file=printed, soft_wrap=True))
     return printed.getvalue()
@@ -106,7 +106,7 @@ def interrupted(files: Path, output: Path, monkeypatch: pytest.MonkeyPatch, **ch
         raise RuntimeError("no pictures today")
 
     with monkeypatch.context() as patch:
-        patch.setattr(generate_module, "write_video", fail)
+        patch.setattr(finishing, "write_video", fail)
         patch.setattr(generate_module, "StageProgress", _progress_into(printed))
         with pytest.raises(RuntimeError, match="no pictures today"):
             run(files, output, **changes)
@@ -340,14 +340,14 @@ def test_a_preview_that_was_killed_does_not_lock_the_folder(tmp_path):
 
 def test_the_cache_is_gone_when_the_gaussians_are_made(files, tmp_path, monkeypatch):
     seen = []
-    reconstructor = generate_module.Reconstructor
+    reconstructor = finishing.Reconstructor
 
     def counting(*arguments):
         gc.collect()
         seen.append(sum(isinstance(thing, SceneCache) for thing in gc.get_objects()))
         return reconstructor(*arguments)
 
-    monkeypatch.setattr(generate_module, "Reconstructor", counting)
+    monkeypatch.setattr(finishing, "Reconstructor", counting)
     run(files, tmp_path / "scene", num_trajectories=1)
     assert seen == [0]
 

@@ -29,7 +29,7 @@ def views() -> RefinementViews:
 def test_pictures_that_no_step_saw_get_better(views):
     steps: list[RefinementStep] = []
     made = refine(START, [views], config(), steps.append)
-    assert made.gain > 6.0
+    assert made.gain > 5.0
     assert made.held_back_psnr[made.best_step] == max(made.held_back_psnr.values())
     with torch.no_grad():
         seen = render(made.gaussians, views.cameras[[1, 4]], SETTINGS).rgb
@@ -98,7 +98,7 @@ def test_nothing_grows_where_only_a_rim_is_covered(views):
     target = replace(views, images=torch.ones_like(views.images), weight=weight, held_back=())
     lonely = replace(
         TRUTH.select(torch.arange(1)),
-        means=torch.tensor([[-0.9, 0.0, DEPTH]]),
+        means=torch.tensor([[-1.3, 0.0, DEPTH]]),
         scales=torch.full((1, 3), 0.15),
     )
     bound = refine(lonely, [target], config(growth=1.0)).gaussians.scales.max()

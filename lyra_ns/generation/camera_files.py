@@ -12,6 +12,7 @@ import json
 import math
 import re
 import zipfile
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,11 @@ def _frame_intrinsics(entries: dict[str, Any], height: int, width: int) -> list[
         raise _Malformed("must say fl_x or camera_angle_x, found neither: export it with intrinsics")
     fy = float(entries.get("fl_y", fx if angle_y is None else height / 2 / math.tan(angle_y / 2)))
     return [float(fx), fy, float(entries.get("cx", width / 2)), float(entries.get("cy", height / 2))]
+
+
+def in_name_order(names: Iterable[str]) -> list[str]:
+    """Names of pictures in the order in which the frames of transforms.json are read."""
+    return sorted(map(str, names), key=_name_order)
 
 
 def _name_order(name: str) -> list[tuple[int, str]]:

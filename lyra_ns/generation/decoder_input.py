@@ -19,7 +19,7 @@ from lyra_ns.data.video_files import VideoSize
 from lyra_ns.decoder_config import DecoderConfig
 from lyra_ns.generation.length_unit import in_unit
 from lyra_ns.generation.scene_plan import PlannedPath
-from lyra_ns.generation.teachers.frames import latents_of_frames
+from lyra_ns.generation.teachers.frames import frames_of_latents, latents_of_frames
 from lyra_ns.generation.teachers.interface import TeacherClip
 
 SMALL_SIZE = VideoSize(17, 160, 256)
@@ -95,6 +95,13 @@ def check_enough_frames(num_frames: int, size: VideoSize) -> None:
             f"expected clips of at least the {size.num_frames} frames that the decoder reads, found "
             f"{num_frames}: give a larger --num-frames"
         )
+
+
+def with_frames(given: DecoderInput, codec: VideoCodec, device: torch.device | str) -> DecoderInput:
+    """The same; clips without frames get those that their latents decode to, by their codec on `device`."""
+    if given.videos:
+        return given
+    return replace(given, videos=tuple(frames_of_latents(codec, z, device) for z in given.z))
 
 
 def encoded_again(

@@ -13,7 +13,7 @@ from lyra_ns.codec.interface import VideoCodec
 from lyra_ns.data.video_files import VideoSize
 from lyra_ns.decoder import LatentGaussianDecoder
 from lyra_ns.generation.clip_making import clip_title, teacher_name
-from lyra_ns.generation.decoder_input import DecoderInput, is_small
+from lyra_ns.generation.decoder_input import DecoderInput, is_small, with_frames
 from lyra_ns.generation.known_views import KnownViews
 from lyra_ns.generation.length_unit import SUBJECT_AT, LengthUnit, fitted_unit
 from lyra_ns.generation.output_folder import whole_folder
@@ -101,7 +101,7 @@ class SceneFinisher:
             instants = self._instants(reconstruct, given)
         total = sum(instant.gaussians.num for instant in instants)
         self.progress.say(f"      {total:,} Gaussians; lengths times {unit.factor:.3g} ({unit.origin})")
-        instants, refinements = self._refined(instants, given, clips.known, unit.factor, drawn)
+        instants, refinements = self._refined(instants, given, clips, unit.factor, drawn)
         if not self.writes_files:
             record = self._record(instants, given, clips, unit, refinements, drawn)
             return GeneratedScene(settings.output, record, instants, given)
@@ -168,14 +168,16 @@ class SceneFinisher:
         self,
         instants: tuple[Instant, ...],
         given: DecoderInput,
-        known: KnownViews | None,
+        clips: SceneClips,
         factor: float,
         drawn: RenderSettings,
     ) -> tuple[tuple[Instant, ...], list[Refinement]]:
         """The instants after the steps that are asked for."""
+        known, codec = clips.known, clips.codec
         if not self.refine_steps:
             return instants, []
-        views = refinement_views(known, given, teacher_name(self.settings) == "warp", factor)
+        is_warp = known is not None and teacher_name(self.settings) == "warp"
+        views = refinement_views(known, with_frames(given, codec, self.device), is_warp, factor)
         config = RefinementConfig(
             num_steps=self.refine_steps,
             seconds=self.settings.refine_seconds,

@@ -20,9 +20,8 @@ from lyra_ns.generation.orbit import coverage_of_cache, covered_degrees, turned_
 from lyra_ns.generation.scene_plan import ScenePlan
 from lyra_ns.generation.teachers.warp import shown_whole, warped_frames
 from lyra_ns.refinement import RefinementViews
+from lyra_ns.refinement_config import usual_pixels
 
-LARGEST_AREA = {"cpu": 512 * 320, "cuda": 1280 * 704}
-"""Pixels of a view at most; larger ones are made smaller."""
 PICTURE_SHARE = 0.5
 """Share of the steps of refinement that are made with the picture itself."""
 HOLE_WEIGHT = 0.1
@@ -60,8 +59,7 @@ class KnownViews:
 def known_views(plan: ScenePlan, is_warp: bool, device_type: str) -> KnownViews:
     """What the plan knows, as long as it has its cache; warped views are as fine as the picture."""
     assert plan.cache is not None
-    area = LARGEST_AREA.get(device_type, LARGEST_AREA["cpu"])
-    picture = _source_views(plan).no_larger_than(area)
+    picture = _source_views(plan).no_larger_than(usual_pixels(device_type))
     if not is_warp or plan.frames.is_video:
         return KnownViews(picture)
     camera = picture.cameras[0]

@@ -20,9 +20,8 @@ from lyra_ns.generation.outputs import Instant
 from lyra_ns.generation.progress import OnStep
 from lyra_ns.generation.settings import GenerateSettings
 from lyra_ns.refinement import Refinement, RefinementConfig, RefinementStep, RefinementViews, refine
+from lyra_ns.refinement_config import usual_steps
 
-DEFAULT_STEPS = {"cpu": 150, "cuda": 600}
-"""Steps where nobody says how many: half a minute on two CPU cores."""
 FRAMES_PER_PATH = 4
 """Frames of each clip that are shown."""
 JUDGE_AT = 0.7
@@ -33,7 +32,7 @@ def num_refine_steps(settings: GenerateSettings, is_stored: bool, device: torch.
     """How many steps are meant; latents that were there already are left as they are, unless one asks."""
     if settings.refine_steps is not None:
         return settings.refine_steps
-    return 0 if is_stored else DEFAULT_STEPS.get(device.type, DEFAULT_STEPS["cpu"])
+    return 0 if is_stored else usual_steps(device.type)
 
 
 def refinement_views(
@@ -114,7 +113,7 @@ def refined_instants(
 
         def tell(step: RefinementStep, done: int = number * config.num_steps) -> None:
             if on_step is not None:
-                on_step(done + step.step, num * config.num_steps, in_words(step))
+                on_step(done + step.step, num * config.num_steps, str(step))
 
         refinement = refine(instant.gaussians, here, config, tell)
         made.append(replace(instant, gaussians=refinement.gaussians))
@@ -130,14 +129,6 @@ def _views_at(views: Sequence[RefinementViews], time: float | None) -> list[Refi
     nearest = float(times[(times - time).abs().argmin()])
     at_time = (some.near_time(nearest, within=1e-4) for some in views)
     return [some for some in at_time if some is not None and some.shown]
-
-
-def in_words(step: RefinementStep) -> str:
-    """PSNR of a step, and of the views that are held back."""
-    parts = [] if step.psnr is None else [f"{step.psnr:.1f} dB"]
-    if step.held_back_psnr is not None:
-        parts.append(f"held back {step.held_back_psnr:.1f} dB")
-    return ", ".join(parts)
 
 
 def refinement_record(refinements: Sequence[Refinement]) -> dict[str, Any]:

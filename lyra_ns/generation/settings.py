@@ -80,7 +80,7 @@ class GenerateSettings(DecoderChoice):
     """Moments from 0 to 1 at which a moving scene is reconstructed, one file each."""
     refine_steps: int | None = None
     """Gradient steps that bring the Gaussians closer to the picture and the clips; 0 switches that off. By
-    default 150 on a CPU, half a minute on two cores, 600 on a GPU, and none of ready latents."""
+    default 100 on a CPU, half a minute on two cores, 400 on a GPU, and none of ready latents."""
     refine_seconds: float | None = None
     """Ends these steps after so long, whatever their number; the result then depends on the machine."""
     teacher: Literal["auto", "warp", "gen3c", "replay", "wan-vace", "sana-wm"] = "auto"

@@ -26,7 +26,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made(photo: Path, output: Path, device: str, **changes) -> GeneratedScene:
-    chosen = {"depth": "plane", "units": 3.7, "num_trajectories": 2} | changes
+    chosen = {"depth": "plane", "units": 3.7, "num_trajectories": 2, "refine_steps": 0} | changes
     return generate(GenerateSettings(input=photo, output=output, device=device, **chosen))
 
 
