@@ -10,7 +10,6 @@ import tyro
 
 from lyra_ns.data.open import chosen_trajectories, open_scene
 from lyra_ns.device import chosen_device
-from lyra_ns.export.files import SUFFIXES
 
 if TYPE_CHECKING:
     import torch
@@ -87,6 +86,8 @@ class Refine:
 
     def _checked(self) -> tuple[Path, Path]:
         """The file of Gaussians and the data; ValueError or FileNotFoundError for what cannot be done."""
+        from lyra_ns.export.files import SUFFIXES
+
         if self.output.suffix not in SUFFIXES:
             raise ValueError(f"--output must end in {', '.join(SUFFIXES)}, found {self.output.name!r}")
         if self.frames_per_trajectory < 1 or self.held_back < 0 or self.densify < 1:
