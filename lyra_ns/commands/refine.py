@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from lyra_ns.data.open import chosen_trajectories, open_scene
 from lyra_ns.device import chosen_device
 
 if TYPE_CHECKING:
@@ -112,6 +111,7 @@ class Refine:
         return ply, data
 
     def _views(self, data: Path, device: torch.device) -> RefinementViews:
+        from lyra_ns.data.open import chosen_trajectories, open_scene
         from lyra_ns.refinement_config import usual_pixels
         from lyra_ns.refinement_sources import TRANSFORMS, holding_back, stored_views, transforms_views
 
