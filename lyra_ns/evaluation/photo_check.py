@@ -32,7 +32,7 @@ from lyra_ns.evaluation.stereo_photo import (
     load_stereo_photo,
 )
 from lyra_ns.generation.depth.small_network import load_small_depth
-from lyra_ns.generation.length_unit import LengthUnit, fitted_unit, in_unit
+from lyra_ns.generation.length_unit import SUBJECT_AT, LengthUnit, fitted_unit, in_unit
 from lyra_ns.losses import ImageDistance
 from lyra_ns.reconstruction import Reconstructor
 from lyra_ns.rendering import RenderSettings, render
@@ -136,7 +136,7 @@ def _fitted_unit(
     """The unit, as units per metre, in which the decoder reproduces its input best."""
     videos = [(video * 255).round().to(torch.uint8) for video in clips.rgb]
     # It is looked for in units of the centre depth, as for every other scene.
-    unit = fitted_unit(reconstruct, z, in_unit(clips.cameras, 1 / centre_depth), videos, settings)
+    unit = fitted_unit(reconstruct, z, in_unit(clips.cameras, 1 / centre_depth), videos, settings, SUBJECT_AT)
     tried = {f"{float(factor) / centre_depth:.3g}": value for factor, value in unit.tried.items()}
     return replace(unit, factor=unit.factor / centre_depth, tried=tried)
 
