@@ -28,6 +28,7 @@ setup:
 lint: setup
 	ruff check .
 	ruff format --check .
+	@bash .ci/imports.sh
 
 format: setup
 	ruff check --fix .

@@ -1,4 +1,7 @@
-"""What speed was aimed at for the paper's size, beside what was measured (performance.md 5)."""
+"""What speed was aimed at for the paper's size, beside what was measured.
+
+Source: docs/reference/performance.md, "Aims".
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 The step is that of `ns-train lyra` without nerfstudio's trainer: the decoder's own code, pruning, rendering,
 the losses and AdamW, on random latents, random ray latents, the official camera paths and random targets. It
 is measured with the settings in force and with plain ones: every block recomputed, views drawn one by one and
-drawn again in the backward pass, LPIPS in float32 image by image (performance.md 2).
+drawn again in the backward pass, LPIPS in float32 image by image (docs/reference/performance.md,
+"Training step").
 """
 
 from __future__ import annotations

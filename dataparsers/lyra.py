@@ -1,7 +1,8 @@
 """`lyra-data`: scenes in the layout of the official Lyra data set.
 
 nerfstudio loads this module while it is still importing its data managers. It must not import
-nerfstudio.data.datamanagers, .pipelines, .engine.trainer, .plugins.types or .configs.*_configs.
+nerfstudio.data.datamanagers, .pipelines, .engine.trainer, .plugins.types or .configs.*_configs
+(docs/reference/nerfstudio.md, "Entry points").
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 cuDNN's kernels first. `triton` is our own kernel for long sequences (kernels/attention.py), whose backward
 pass is cuDNN's. `fp8` is that kernel with 8-bit scores. `flash3` and `flash4` call FlashAttention where it is
 installed. All take query, key and value as [B, N, H, D], which may be strided parts of one tensor, and use
-the scale D^-1/2, no mask and no positions (lyra_decoder.md 1.4).
+the scale D^-1/2, no mask and no positions (docs/reference/decoder.md, "Blocks").
 
 Shape letters: B scenes, N tokens, H heads, D channels of a head.
 """

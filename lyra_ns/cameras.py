@@ -133,7 +133,10 @@ def invert_rigid(pose: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 4 4
 
 
 def relative_to(path: CameraPath, reference_camera_to_world: Float[Tensor, "*#batch 4 4"]) -> CameraPath:
-    """The path in the frame of a reference camera (spec 2: frame 0 of the first listed view)."""
+    """The path in the frame of a reference camera: frame 0 of the first listed view for official decoders.
+
+    Source: docs/reference/decoder.md, "Camera conditioning".
+    """
     reference_from_world = invert_rigid(reference_camera_to_world)
     return replace(path, camera_to_world=reference_from_world @ path.camera_to_world)
 
@@ -141,7 +144,10 @@ def relative_to(path: CameraPath, reference_camera_to_world: Float[Tensor, "*#ba
 def crop_and_resize_intrinsics(
     intrinsics: Float[Tensor, "*batch 4"], from_size: tuple[int, int], to_size: tuple[int, int]
 ) -> Float[Tensor, "*batch 4"]:
-    """Intrinsics after a centre crop to the target's aspect ratio and a resize (lyra_decoder.md 2)."""
+    """Intrinsics after a centre crop to the target's aspect ratio and a resize.
+
+    Source: docs/reference/decoder.md, "Camera conditioning".
+    """
     (from_height, from_width), (height, width) = from_size, to_size
     ratio = min(from_height / height, from_width / width)
     crop_height, crop_width = int(height * ratio), int(width * ratio)
@@ -177,7 +183,8 @@ class RayGrid:
 def ray_grid(cameras: CameraPath, grid_height: int, grid_width: int) -> RayGrid:
     """Rays through the cell centres of a grid of `grid_height` x `grid_width` over each image.
 
-    Intrinsics are scaled to the grid first, as the official code does for its 1/8 grid (spec 2 b).
+    Intrinsics are scaled to the grid first, as the official code does for its 1/8 grid
+    (docs/reference/decoder.md, "Rays").
     """
     scaled = cameras.resized(grid_height, grid_width)
     fx, fy, cx, cy = (scaled.intrinsics[..., k, None, None] for k in range(4))
@@ -199,7 +206,8 @@ def ray_grid(cameras: CameraPath, grid_height: int, grid_width: int) -> RayGrid:
 def cell_centres(num: int, like: Tensor) -> Float[Tensor, " num"]:
     """0.5, 1.5, ... in the dtype and on the device of `like`.
 
-    By linspace, whose rounding in bfloat16 is part of the official regime (lyra_decoder.md 1.10).
+    By linspace, whose rounding in bfloat16 is part of the official regime (docs/reference/decoder.md,
+    "Precision").
     """
     return torch.linspace(0, num - 1, num, device=like.device, dtype=like.dtype) + 0.5
 

@@ -50,7 +50,7 @@ OFFICIAL_FILES = {
     "28ddd05011b33350c70edab02c23c602": OfficialFile("lyra_static.pt", use_time=False),
     "91c1b3920332287ed161bc47a1fd7077": OfficialFile("lyra_dynamic.pt", use_time=True),
 }
-"""Released checkpoints by md5 (lyra_decoder.md 1.9)."""
+"""Released checkpoints by md5 (docs/reference/decoder.md, "Checkpoint files")."""
 
 
 def recognise(path: str | Path) -> OfficialFile | None:

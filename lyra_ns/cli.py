@@ -1,4 +1,4 @@
-"""`ns-lyra`: everything around training that nerfstudio's own commands do not do."""
+"""`ns-lyra`: everything around training that nerfstudio's own commands do not do (`--version` names it)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Annotated, Union, get_args
 
 import tyro
 
+from lyra_ns import __version__
 from lyra_ns.commands.curriculum import TrainCurriculum
 from lyra_ns.commands.data import CheckData, FitCodec, SampleData, Unpack
 from lyra_ns.commands.decoder import Convert, FetchLpips
 from lyra_ns.commands.demo import Demo
 from lyra_ns.commands.doctor import Doctor
-from lyra_ns.commands.error_text import error_text
 from lyra_ns.commands.evaluate import Evaluate, PhotoCheck
 from lyra_ns.commands.generate import Generate
 from lyra_ns.commands.help_text import WrappedOutput, join_help_lines
@@ -22,6 +22,7 @@ from lyra_ns.commands.make_data import MakeData
 from lyra_ns.commands.prompts import WritePrompts
 from lyra_ns.commands.reconstruct import Reconstruct
 from lyra_ns.commands.refine import Refine
+from lyra_ns.errors import error_text
 
 Command = Union[  # noqa: UP007 - tyro reads the Annotated members of a Union
     Annotated[SampleData, tyro.conf.subcommand("sample-data")],
@@ -48,6 +49,9 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run one command; a mistake in the input ends it with one sentence instead of a traceback."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"ns-lyra {__version__}")
+        return
     for member in get_args(Command):
         join_help_lines(get_args(member)[0])
     with redirect_stdout(WrappedOutput()):

@@ -1,8 +1,9 @@
 """What the decoder knows beside the video latents: rays of the cells, encoded Plücker maps and encoded times.
 
-Moment and direction of the rays at full resolution pass through the video encoder as if they were two
-colour videos, raw (lyra_decoder.md section 2); so do times in the dynamic model. Encoding is the costly part
-and camera paths come back again and again, so its results are kept, found by the content of the cameras.
+Moment and direction of the rays at full resolution pass through the video encoder as if they were two colour
+videos, raw (docs/reference/decoder.md, "Rays"); so do times in the dynamic model ("Time embedding" there).
+Encoding is the costly part and camera paths come back again and again, so its results are kept, found by the
+content of the cameras.
 
 Shape letters: B scenes, V views (trajectories), L frames, H W image, h' w' grid of Gaussian cells, C latent
 channels, T latent frames, h w latent cells.
@@ -88,8 +89,8 @@ class ConditioningBuilder:
 
     Cameras and codec must be on the same device. Ray maps exist and are encoded in groups of `views_at_once`
     views; None lets a network say how many its memory allows. `plucker_dtype` and `ray_dtype` say in which
-    type rays are computed; bfloat16 is the official regime (lyra_decoder.md 1.10). The results are float32
-    either way.
+    type rays are computed; bfloat16 is the official regime (docs/reference/decoder.md, "Precision"). The
+    results are float32 either way.
 
     What was encoded is kept in memory up to `max_cache_bytes`, and in `cache_folder` from one run to the
     next; `auto` is the user's cache folder for a network with a known digest and none for other codecs, None
@@ -252,7 +253,10 @@ def _latent_folder(codec: VideoCodec, cache_folder: Path | Literal["auto"] | Non
 
 
 def time_video(times: Float[Tensor, "B L"], height: int, width: int) -> Float[Tensor, "B 3 L H W"]:
-    """Times from 0 to 1 as videos of one colour a frame: 2 [t, cos t, sin t] - 1 (spec 2)."""
+    """Times from 0 to 1 as videos of one colour a frame: 2 [t, cos t, sin t] - 1.
+
+    Source: docs/reference/decoder.md, "Time embedding".
+    """
     colours = torch.stack([times, torch.cos(times), torch.sin(times)], 1) * 2 - 1
     return colours[..., None, None].expand(*colours.shape, height, width)
 

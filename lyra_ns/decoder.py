@@ -1,7 +1,8 @@
 """The latent Gaussian decoder: video latents and camera rays in, one 3D Gaussian for each cell out.
 
-The network of lyra_decoder.md section 1, with its state-dict keys. Tokens of all views form one sequence in
-the order view, latent frame, row, column; views are told apart by their rays and their order alone.
+The network of docs/reference/decoder.md, "Forward pass", with the keys under "Parameters" there. Tokens of
+all views form one sequence in the order view, latent frame, row, column; views are told apart by their rays
+and their order alone.
 
 Shape letters: B scenes, V views (trajectories), C latent channels (C2 of a ray map: twice as many), T latent
 frames (T1: and one more), h w latent cells, N tokens of all views, E width, G Gaussians of all views.
@@ -59,7 +60,7 @@ class LatentGaussianDecoder(nn.Module):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """Starting weights (lyra_decoder.md 1.3 and 1.4)."""
+        """Starting weights (docs/reference/decoder.md, "Patch embeddings" and "Blocks")."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)

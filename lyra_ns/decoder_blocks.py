@@ -16,7 +16,8 @@ from torch.nn import functional
 from lyra_ns.attention import AttentionName, choose_attention_backend
 from lyra_ns.decoder_config import DecoderConfig
 from lyra_ns.gaussians import NUM_RAW_CHANNELS
-from lyra_ns.ssd import ScanBackend, ScanWeights
+from lyra_ns.ssd import ScanBackend
+from lyra_ns.ssd_types import ScanWeights
 
 RMS_EPS = 1e-5
 """Floor of the mean square in the norms of the Mamba-2 layers."""

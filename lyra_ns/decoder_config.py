@@ -6,14 +6,20 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+
 from lyra_ns.attention import AttentionName
 from lyra_ns.gaussians import GaussianHeadConfig
-from lyra_ns.ssd import ScanName
+from lyra_ns.ssd_bidirectional import scan_form
+from lyra_ns.ssd_types import ScanForm, ScanName
 
 
 @dataclass
 class DecoderConfig:
-    """Sizes and choices of the decoder. Defaults are the official static model (lyra_decoder.md 1.1)."""
+    """Sizes and choices of the decoder. Defaults are the official static model.
+
+    Source: docs/reference/decoder.md, "Configuration".
+    """
 
     width: int = 512
     """Channels of a token."""
@@ -52,7 +58,8 @@ class DecoderConfig:
     input_statistics: bool = False
     """Keep mean and deviation of the inputs as buffers and whiten with them (small-scale stabiliser)."""
     parity: bool = False
-    """Everything in bfloat16, weights, rays and head too, as official code runs (lyra_decoder.md 1.10)."""
+    """Everything in bfloat16, weights, rays and head too, as official code runs (docs/reference/decoder.md,
+    "Precision")."""
     trunk_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Matrix products of the blocks; auto is bfloat16 on CUDA and float32 elsewhere. The head is float32."""
     ssd_backend: ScanName = "auto"
@@ -90,6 +97,12 @@ class DecoderConfig:
         """Channels inside a scan."""
         return self.width * self.expand
 
+    def scan_form(self, form: ScanName, device: torch.device) -> ScanForm:
+        """`form` of the scans (never auto) on `device`, the fused one with what computes its states."""
+        is_low_precision = self.parity or self.trunk_dtype != "float32"
+        dtype = torch.bfloat16 if is_low_precision else torch.float32
+        return scan_form(form, dtype, self.head_dim, self.state_size, device)
+
     def num_tokens(self, num_views: int, latent_frames: int, latent_height: int, latent_width: int) -> int:
         """Length of the sequence for one scene."""
         return (
@@ -112,3 +125,27 @@ def block_kinds(pattern: str, depth: int) -> str:
     if not period:
         raise ValueError(f"the block pattern {pattern!r} holds no block")
     return (period * depth)[:depth]
+
+
+TINY_DECODER = DecoderConfig(
+    width=256,
+    depth=12,
+    pattern="3M1T",
+    num_heads=4,
+    state_size=64,
+    head_dim=64,
+    cell_size=4,
+    input_statistics=True,
+    init="damped",
+    head=GaussianHeadConfig(
+        near=1.0,
+        far=30.0,
+        distance_law="logarithmic",
+        distance_shift=0.0,
+        scale_law="footprint",
+        footprint_limit=0.4,
+        identity_rotation=True,
+    ),
+)
+"""Sizes of the decoder that ships, with the stabilisers that small data needs (docs/reference/small_scale.md,
+"Stabilisers")."""

@@ -1,10 +1,10 @@
 """The decoder's head for kept Gaussians alone: opacity of all cells first, the rest where it is opaque.
 
-Pruning keeps one Gaussian in five (lyra_decoder.md 1.7). The opacity is one of twelve channels of a linear
-map, so the cells that stay are known before anything else is computed. The other channels follow in groups of
-latent frames: a matrix product for all tokens of the group, of whose results only those of kept cells are
-read. Neither the raw channels nor the Gaussians of all cells ever exist. The result is that of
-`prune(decoder.gaussians(decoder.head(...)))`, in its order.
+Pruning keeps one Gaussian in five (docs/reference/decoder.md, "Pruning"). The opacity is one of twelve
+channels of a linear map, so the cells that stay are known before anything else is computed. The other
+channels follow in groups of latent frames: a matrix product for all tokens of the group, of whose results
+only those of kept cells are read. Neither the raw channels nor the Gaussians of all cells ever exist. The
+result is that of `prune(decoder.gaussians(decoder.head(...)))`, in its order.
 
 Shape letters: B scenes, V views, T latent frames, N tokens, E width, F latent frames of all views of a scene,
 L frames, K kept Gaussians.

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,6 +20,8 @@ from lyra_ns.cameras import RayGrid
 
 NUM_RAW_CHANNELS = 12
 """Channels of the decoder's output: distance 1, rgb 3, scale 3, rotation 4, opacity 1."""
+FILES_MODULE = "lyra_ns.export.files"
+"""Writes and reads Gaussians; by name, because it needs this module."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,20 @@ class Gaussians:
     def detach(self) -> Gaussians:
         """The same Gaussians outside the autograd graph."""
         return self._map(lambda tensor: tensor.detach())
+
+    @staticmethod
+    def load(path: str | Path) -> Gaussians:
+        """The Gaussians [G] of a 3DGS PLY, ours or any trainer's, on the CPU; ValueError for other files."""
+        gaussians: Gaussians = import_module(FILES_MODULE).load_gaussians(path)
+        return gaussians
+
+    def save(self, path: str | Path, **page: Any) -> Path:
+        """The path of the file to which one scene [G] was written; its ending is .ply, .splat or .html.
+
+        `camera`, `title` and `response` of a page are those of `lyra_ns.export.files.save_gaussians`.
+        """
+        written: Path = import_module(FILES_MODULE).save_gaussians(self, path, **page)
+        return written
 
     def scene(self, index: int) -> Gaussians:
         """The Gaussians of one scene of a batch."""
@@ -89,7 +107,10 @@ def concatenate(parts: list[Gaussians]) -> Gaussians:
 
 @dataclass
 class GaussianHeadConfig:
-    """How raw decoder outputs become Gaussians. Defaults are the official ones (lyra_decoder.md 1.6)."""
+    """How raw decoder outputs become Gaussians. Defaults are the official ones.
+
+    Source: docs/reference/decoder.md, "Gaussian head".
+    """
 
     near: float = 0.1
     """Smallest distance along a ray."""
@@ -107,6 +128,8 @@ class GaussianHeadConfig:
     """Largest scale in world units (capped)."""
     footprint_gain: float = 0.6
     """Scale of a raw zero as a fraction of the cell's size at the Gaussian's distance (footprint)."""
+    footprint_limit: float = 1.2
+    """Largest raw scale (footprint): 1.2 is twice the cell's size, 0.4 nine tenths of it."""
     identity_rotation: bool = False
     """Add the identity to the raw quaternion, so that a raw zero is no rotation."""
 
@@ -149,7 +172,7 @@ def activate_scale(
     if config.scale_law == "capped":
         return torch.exp(raw - (1.0 - math.log(config.scale_cap))).clamp(max=config.scale_cap)
     # A Gaussian much wider than its cell smears, a much narrower one cannot be seen: bound both.
-    return config.footprint_gain * footprint * torch.exp(raw.clamp(-3.0, 1.2))
+    return config.footprint_gain * footprint * torch.exp(raw.clamp(-3.0, config.footprint_limit))
 
 
 def activate_rotation(raw: Float[Tensor, "*any 4"], config: GaussianHeadConfig) -> Float[Tensor, "*any 4"]:
@@ -160,14 +183,17 @@ def activate_rotation(raw: Float[Tensor, "*any 4"], config: GaussianHeadConfig) 
 
 
 def num_kept(num: int, prune_ratio: float) -> int:
-    """How many of `num` Gaussians stay: rounded down in float64 as the official code does (spec 1.7)."""
+    """How many of `num` Gaussians stay: rounded down in float64 as the official code does.
+
+    Source: docs/reference/decoder.md, "Pruning".
+    """
     if not 0.0 <= prune_ratio < 1.0:
         raise ValueError(f"prune ratio must be in [0, 1), found {prune_ratio}: 0.8 keeps one in five")
     return int(num * (1.0 - prune_ratio))
 
 
 def prune(gaussians: Gaussians, prune_ratio: float) -> Gaussians:
-    """The Gaussians without the share `prune_ratio` of least opaque ones, most opaque first (spec 1.7).
+    """The Gaussians without the share `prune_ratio` of least opaque ones, most opaque first.
 
     Equal opacities are decided by position, so that every device keeps the same set.
     """

@@ -23,14 +23,17 @@ from lyra_ns.rendering.types import Rendered
 ImageDistance = Callable[[Tensor, Tensor], Tensor]
 """Distance [N] of images [N, 3, H, W] in 0 to 1, such as a `PerceptualDistance`."""
 DEPTH_SPREAD_RANGE = (1e-3, 1e3)
-"""Bounds of the mean deviation by which depths are divided (lyra_decoder.md 6.1)."""
+"""Bounds of the mean deviation by which depths are divided (docs/reference/lyra_training.md, "Losses")."""
 SHORTEST_DISTANCE = 1e-6
 """Distances are kept above it before their logarithm is taken."""
 
 
 @dataclass
 class LossConfig:
-    """Weights of the loss terms, 0 = off. Defaults are the official ones (lyra_decoder.md 6.1)."""
+    """Weights of the loss terms, 0 = off. Defaults are the official ones.
+
+    Source: docs/reference/lyra_training.md, "Losses".
+    """
 
     mse: float = 1.0
     """Weight of the mean squared colour error."""
@@ -70,7 +73,8 @@ def depth_loss(
 
     Pixels whose target is 0, negative or not finite do not count; with none left the loss is 0. Scenes weigh
     alike, so that processes which share a batch find its loss. The official formula (`parity`) takes the
-    median with those pixels as zeros and the mean over all pixels (spec 6.1).
+    median with those pixels as zeros and the mean over all pixels (docs/reference/lyra_training.md,
+    "Losses").
     """
     target = target_depth.flatten(-2)
     valid = torch.isfinite(target) & (target > 0)
@@ -172,8 +176,8 @@ def warm_start_loss(
 ) -> Float[Tensor, ""]:
     """Error of each Gaussian against the input pixel it stands for: L1 of log distance and L1 of colour.
 
-    The small-scale stabiliser of cpu_and_assets.md 5.3. `gaussians` [B, G] are unpruned, in the order
-    trajectory, frame, row, column of `rays` [B, V, L, h, w]; `input_depth` is z-depth, 0 where unknown.
+    The warm start of docs/reference/small_scale.md, "Stabilisers". `gaussians` [B, G] are unpruned, in the
+    order trajectory, frame, row, column of `rays` [B, V, L, h, w]; `input_depth` is z-depth, 0 where unknown.
     """
     config = LossConfig() if config is None else config
     cells = rays.flatten_cells()

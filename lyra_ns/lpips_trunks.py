@@ -54,7 +54,7 @@ class TrunkSpec:
     member: str
     """Path inside the source release."""
     sha256: str
-    """Checksum of that member (cpu_and_assets.md 3)."""
+    """Checksum of that member (docs/reference/small_scale.md, "Perceptual distance")."""
     root: str
     """Key of the convolutions inside the member."""
 

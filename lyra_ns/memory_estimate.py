@@ -15,9 +15,8 @@ from lyra_ns.conditioning import CHEAP_VIEWS, RAYS_AT_ONCE
 from lyra_ns.decoder_config import DecoderConfig, block_kinds
 from lyra_ns.device_memory import GIB
 from lyra_ns.gaussians import NUM_RAW_CHANNELS, num_kept
-from lyra_ns.ssd import KERNEL_CHUNK
-from lyra_ns.ssd_bidirectional import ScanForm
 from lyra_ns.ssd_states import TORCH_CHUNK
+from lyra_ns.ssd_types import KERNEL_CHUNK, ScanForm
 
 FLOAT32, BFLOAT16, INT64 = 4, 2, 8
 """Bytes of a number."""

@@ -2,9 +2,10 @@
 
 A Mamba block or a perceptron is cheap to run again and expensive to keep; attention is the other way round:
 its cost grows with the square of the number of tokens, its output and log-sum-exp do not. So the middle way,
-"scans", keeps attention and recomputes everything else (performance.md 2: the official training recomputes
-both attention layers while most of the card stays empty). Where there is room, "states" keeps what the state
-scans give, too, which only our own kernels can: with other forms of the scan it is the same as "scans".
+"scans", keeps attention and recomputes everything else; the official training recomputes both attention
+layers while most of the card stays empty (docs/reference/performance.md, "Training step"). Where there is
+room, "states" keeps what the state scans give, too, which only our own kernels can: with other forms of the
+scan it is the same as "scans".
 
 Shape letters: B scenes, N tokens of all views, E width.
 """
@@ -21,8 +22,8 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from lyra_ns.decoder_blocks import TransformerBlock
 from lyra_ns.decoder_config import DecoderConfig, block_kinds
-from lyra_ns.ssd import ScanName
-from lyra_ns.ssd_bidirectional import ScanForm, runs_scan_kernels, scan_form
+from lyra_ns.ssd_bidirectional import runs_scan_kernels
+from lyra_ns.ssd_types import ScanForm, ScanName
 
 RecomputePolicy = Literal["none", "states", "scans", "all"]
 """What is computed again in the backward pass, from the fastest to the smallest."""
@@ -86,7 +87,7 @@ def choose_policy(
     if device.type != "cuda":
         return "none"
     memory_bytes = torch.cuda.get_device_properties(device).total_memory
-    return policy_for_memory(config, num_tokens, scan_form(scan, config, device), memory_bytes)
+    return policy_for_memory(config, num_tokens, config.scan_form(scan, device), memory_bytes)
 
 
 def policy_for_memory(

@@ -28,7 +28,6 @@ from lyra_ns.memory_estimate import (
     inference_plan,
 )
 from lyra_ns.memory_limits import available_bytes, explaining_exhaustion, too_large
-from lyra_ns.ssd_bidirectional import scan_form
 from lyra_ns.stage_meter import StageMeter
 
 MemoryWay = Literal["auto", "whole", "chunked"]
@@ -56,7 +55,8 @@ class Reconstructor:
     prune_ratio: float = 0.0
     """Share of Gaussians, the least opaque ones, that are dropped."""
     plucker_dtype: RayDtype = "float32"
-    """Precision of the ray maps that are encoded; official code computes both in bfloat16 (spec 1.10)."""
+    """Precision of the ray maps that are encoded; official code computes both in bfloat16
+    (docs/reference/decoder.md, "Precision")."""
     ray_dtype: RayDtype = "float32"
     """Precision of the rays on which the Gaussians are placed."""
     memory: MemoryWay = "auto"
@@ -86,7 +86,7 @@ class Reconstructor:
             plan,
             prune_ratio=self.prune_ratio,
             codec=self.codec.spec.codec,
-            scan=scan_form(self.decoder.scan.form_on(self.device), config, self.device),
+            scan=config.scan_form(self.decoder.scan.form_on(self.device), self.device),
             is_low_precision=config.parity or self.decoder.uses_autocast(device_type),
         )
 

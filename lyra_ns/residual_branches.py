@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lyra_ns.decoder_blocks import MambaBlock, TransformerBlock
-from lyra_ns.ssd import ScanName
+from lyra_ns.ssd_types import ScanName
 
 
 def suits_chain(scan: ScanName) -> bool:

@@ -6,11 +6,12 @@ linear recurrence
     h_t = exp(dt_t A) h_{t-1} + dt_t x_t (x) B_t        y_t = h_t C_t + D x_t
 
 the gate SiLU(z) and a root-mean-square norm (gate first): what `mamba_split_conv1d_scan_combined` of
-mamba-ssm computes (lyra_decoder.md 1.4). `reference` is the recurrence itself and the truth for the others;
-`chunked` does the same with matrix products; `mamba_ssm` calls the Triton kernels; `fused` scans both
-directions of a layer at once, in kernels of our own around the state scan (ssd_bidirectional.py). The step
-dt, the decay and the states are float32 (float64 for float64 tokens) in both torch forms; the kernels hand
-states from chunk to chunk in the type of the tokens. ssd_states.py holds the recurrence and its chunked form.
+mamba-ssm computes (docs/reference/decoder.md, "Blocks"). `reference` is the recurrence itself and the truth
+for the others; `chunked` does the same with matrix products; `mamba_ssm` calls the Triton kernels; `fused`
+scans both directions of a layer at once, in kernels of our own around the state scan (ssd_bidirectional.py).
+The step dt, the decay and the states are float32 (float64 for float64 tokens) in both torch forms; the
+kernels hand states from chunk to chunk in the type of the tokens. ssd_states.py holds the recurrence and its
+chunked form.
 
 The paper's A, B, C, D and dt are called decay, write, read, skip and step here. Shape letters: B batch,
 N tokens, H heads, P channels of a head, I = H P inner channels, G groups that share write and read, S state
@@ -22,52 +23,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from lyra_ns.ssd_bidirectional import kernel_stages, scan_both_directions
 from lyra_ns.ssd_states import chunked_states, recurrent_states
-
-ScanName = Literal["auto", "reference", "chunked", "mamba_ssm", "fused"]
-
-KERNEL_CHUNK = 256
-"""Tokens of a chunk in the Triton kernels, the official number."""
-
-
-@dataclass(frozen=True)
-class ScanWeights:
-    """The weights of one scan."""
-
-    conv_weight: Float[Tensor, "channels K"]
-    """Causal depthwise taps over x, B and C; the last tap meets the current token."""
-    conv_bias: Float[Tensor, " channels"]
-    """Bias of the convolution; channels = I + 2 G S."""
-    step_bias: Float[Tensor, " H"]
-    """Added to the raw step before the softplus (dt_bias)."""
-    decay: Float[Tensor, " H"]
-    """Negative rate at which the state of a head fades (A)."""
-    skip: Float[Tensor, " H"]
-    """Share of the input that bypasses the state (D)."""
-    norm_weight: Float[Tensor, " I"]
-    """Gain of the gated norm."""
-    num_groups: int = 1
-    """Heads of one group share write and read vectors, and the norm runs over one group."""
-    eps: float = 1e-5
-    """Floor of the mean square in the norm."""
-
-    @property
-    def num_heads(self) -> int:
-        """H."""
-        return self.step_bias.shape[0]
-
-    @property
-    def inner_size(self) -> int:
-        """I, the channels of gate, x and result."""
-        return self.norm_weight.shape[0]
-
+from lyra_ns.ssd_types import KERNEL_CHUNK, ScanName, ScanWeights, why_no_mamba_ssm
 
 StateScan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """(x [B,N,H,P], step [B,N,H], decay [H], write [B,N,G,S], read [B,N,G,S]) -> y [B,N,H,P], without skip."""
@@ -221,8 +186,6 @@ class ScanBackend:
         """The scan with `forwards` plus that with `backwards` over the reversed sequence, reversed back."""
         if self.form_on(projected.device) != "fused":
             return self(projected, forwards) + self(projected.flip(1), backwards).flip(1)
-        from lyra_ns.ssd_bidirectional import kernel_stages, scan_both_directions
-
         with torch.cuda.device_of(projected):
             return scan_both_directions(projected, forwards, backwards, kernel_stages())
 
@@ -267,22 +230,6 @@ def describe_scan_backend(backend: ScanBackend) -> str:
     if backend.on_cpu == backend.on_cuda:
         return f"Mamba-2 scan: {backend.on_cpu} ({backend.reason})"
     return f"Mamba-2 scan: {backend.on_cuda} on CUDA, {backend.on_cpu} on CPU ({backend.reason})"
-
-
-@cache
-def why_no_mamba_ssm() -> str:
-    """What keeps the Triton kernels from running, empty if nothing does."""
-    if not torch.cuda.is_available():
-        return "no CUDA device"
-    try:
-        import mamba_ssm.ops.triton.ssd_combined  # noqa: F401
-    except (
-        ImportError,
-        OSError,
-        RuntimeError,
-    ) as error:  # a wheel built for another torch fails in many ways
-        return f"mamba-ssm does not import: {error}"
-    return ""
 
 
 @cache

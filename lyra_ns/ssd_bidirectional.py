@@ -14,36 +14,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from lyra_ns.decoder_config import DecoderConfig
-from lyra_ns.ssd import KERNEL_CHUNK, ScanName, ScanWeights, why_no_mamba_ssm
 from lyra_ns.ssd_states import chunked_states
+from lyra_ns.ssd_types import (
+    KERNEL_CHUNK,
+    DirectedTokens,
+    ScanForm,
+    ScanName,
+    ScanWeights,
+    why_no_mamba_ssm,
+)
 
 KERNEL_STATES = (64, 128, 256)
 """State sizes for which our state scan has tiles that fit a Hopper card."""
-ScanForm = Literal["reference", "chunked", "mamba_ssm", "fused", "fused_in_mamba_ssm", "fused_in_torch"]
-"""Form of the scan; of the fused form, what computes its states: our own kernels, mamba-ssm or torch."""
-
-
-class DirectedTokens(NamedTuple):
-    """What the state scans of both directions and the norm behind them read."""
-
-    gate: Float[Tensor, "B N I"]
-    """Before its SiLU, in the order of the tokens."""
-    x: Float[Tensor, "B N 2 I"]
-    """Input of the states; this and all below: direction 1 from the last token to the first."""
-    step: Float[Tensor, "B N 2 H"]
-    """Raw, before bias and softplus."""
-    write: Float[Tensor, "B N 2 S"]
-    """How inputs enter the states (B)."""
-    read: Float[Tensor, "B N 2 S"]
-    """How states are read (C)."""
 
 
 @dataclass(frozen=True)
@@ -174,14 +162,14 @@ def suits_scan_kernels(x: Float[Tensor, "B N heads P"], write: Float[Tensor, "B 
     return _has_tiles(x.dtype, x.shape[3], write.shape[3]) and runs_scan_kernels(x.device)
 
 
-def scan_form(form: ScanName, config: DecoderConfig, device: torch.device) -> ScanForm:
-    """`form` of a decoder's scan (never auto) on `device`, the fused one with what computes its states."""
+def scan_form(
+    form: ScanName, dtype: torch.dtype, head_dim: int, state_size: int, device: torch.device
+) -> ScanForm:
+    """`form` of a scan (never auto) over `dtype` on `device`, the fused one with what computes its states."""
     assert form != "auto"
     if form != "fused":
         return form
-    is_low_precision = config.parity or config.trunk_dtype != "float32"
-    dtype = torch.bfloat16 if is_low_precision else torch.float32
-    if _has_tiles(dtype, config.head_dim, config.state_size) and runs_scan_kernels(device):
+    if _has_tiles(dtype, head_dim, state_size) and runs_scan_kernels(device):
         return "fused"
     return "fused_in_torch" if why_no_mamba_ssm() else "fused_in_mamba_ssm"
 

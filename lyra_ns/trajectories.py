@@ -1,7 +1,9 @@
 """Camera paths: GEN3C's motions, the six of them that every scene is seen from, and held-out ones between.
 
 All of GEN3C's start from a camera at the origin that looks along +z at the scene's centre, `centre_depth`
-away (OpenCV axes). Distances are fractions of that depth. Source: lyra_decoder.md 4.3, gen3c_generation.md C.
+away (OpenCV axes). Distances are fractions of that depth.
+
+Source: docs/reference/gen3c.md, "Camera motions" and "The six of Lyra".
 """
 
 from __future__ import annotations
@@ -164,8 +166,8 @@ def motion_poses(
     """Camera-to-world poses at the offsets, turned as `rotation` says about the centre (0, 0, centre_depth).
 
     With `parity` the poses are GEN3C's own, whose world-to-camera translation is -p where -R p is meant:
-    their true centres R^T p bend towards the scene (gen3c_generation.md C1). ValueError where a camera
-    reaches the depth of what it looks at.
+    their true centres R^T p bend towards the scene (docs/reference/gen3c.md, "Camera motions"). ValueError
+    where a camera reaches the depth of what it looks at.
     """
     centre = offsets.new_tensor([0.0, 0.0, centre_depth])
     target = centre + TARGET_SHARE[rotation] * offsets

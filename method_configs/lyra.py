@@ -1,4 +1,8 @@
-"""`ns-train lyra`: the paper's decoder and training (lyra_decoder.md 1.1, 6.1 and 7)."""
+"""`ns-train lyra`: the paper's decoder and training.
+
+Source: docs/reference/decoder.md, "Configuration", and docs/reference/lyra_training.md, "Losses" and
+"Optimiser".
+"""
 
 from __future__ import annotations
 

@@ -8,8 +8,7 @@ from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 from lyra_ns.data.sampling import SamplingConfig
-from lyra_ns.decoder_config import DecoderConfig
-from lyra_ns.gaussians import GaussianHeadConfig
+from lyra_ns.decoder_config import TINY_DECODER
 from lyra_ns.losses import LossConfig
 from lyra_ns.plugin.datamanager import LyraDataManagerConfig
 from lyra_ns.plugin.model_config import LyraModelConfig
@@ -18,27 +17,6 @@ from lyra_ns.plugin.pipeline import LyraPipelineConfig
 from lyra_ns.plugin.schedulers import WarmupSchedulerConfig
 from lyra_ns.plugin.trainer import LyraTrainer
 from lyra_ns.rendering.types import RenderSettings
-
-TINY_DECODER = DecoderConfig(
-    width=256,
-    depth=12,
-    pattern="3M1T",
-    num_heads=4,
-    state_size=64,
-    head_dim=64,
-    cell_size=4,
-    input_statistics=True,
-    init="damped",
-    head=GaussianHeadConfig(
-        near=1.0,
-        far=30.0,
-        distance_law="logarithmic",
-        distance_shift=0.0,
-        scale_law="footprint",
-        identity_rotation=True,
-    ),
-)
-"""Sizes of the decoder that ships, with the stabilisers that small data needs (cpu_and_assets.md 5.3)."""
 
 lyra_tiny = MethodSpecification(
     config=TrainerConfig(

@@ -1,4 +1,4 @@
-"""The deterministic numbers behind the golden values of lyra_decoder.md 1.11."""
+"""The deterministic numbers behind the golden values of docs/reference/decoder.md, "Golden numbers"."""
 
 from __future__ import annotations
 

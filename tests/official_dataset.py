@@ -1,4 +1,7 @@
-"""A data set written as the official generation scripts write it (lyra_decoder.md 4.1, 4.3), and its tars."""
+"""A data set written as the official generation scripts write it, and its tars.
+
+Source: docs/reference/data_layout.md, "Files" and "What the scripts write".
+"""
 
 from __future__ import annotations
 

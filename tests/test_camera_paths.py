@@ -27,7 +27,8 @@ INTRINSICS = torch.tensor([115.2, 110.0, 64.0, 40.0])
 SIZE = {"height": 80, "width": 128}
 KINDS = get_args(PathKind)
 ROTATIONS = get_args(Rotation)
-# Centre and view direction of frame 50 of 121, distance 0.25, centre depth 2 (gen3c_generation.md C).
+# Centre and view direction of frame 50 of 121, distance 0.25, centre depth 2, computed with the official
+# formulas (docs/reference/gen3c.md, "Camera motions").
 GOLDEN = {
     ("center_facing", "left"): ((-0.205517829, 0, 0.021231181), (0.102758914, 0, 0.994706291)),
     ("center_facing", "down"): ((0, 0.205517829, 0.021231181), (0, -0.102758914, 0.994706291)),

@@ -48,7 +48,7 @@ def random_cameras(seed: int, *shape: int, height: int = 48, width: int = 64) ->
 
 
 def worked_example() -> CameraPath:
-    """The camera of lyra_decoder.md section 2."""
+    """The camera of docs/reference/decoder.md, "Rays"."""
     cos, sin = math.cos(0.1), math.sin(0.1)
     pose = torch.tensor(
         [[cos, 0, sin, 0.213], [0, 1, 0, 0.017], [-sin, 0, cos, -0.05], [0, 0, 0, 1]], dtype=torch.float32
@@ -159,7 +159,10 @@ def test_nerfstudio_rays_are_our_rays(seed: int) -> None:
     ],
 )
 def test_official_sizes_need_no_crop(to_size: tuple[int, int], expected: list[float]) -> None:
-    """704 x 1280 stays itself, the early stages are halves and quarters (lyra_decoder.md section 2)."""
+    """704 x 1280 stays itself, the early stages are halves and quarters.
+
+    Source: docs/reference/decoder.md, "Camera conditioning".
+    """
     intrinsics = torch.tensor([1000.0, 990.0, 650.0, 340.0])
     assert crop_and_resize_intrinsics(intrinsics, (704, 1280), to_size).tolist() == pytest.approx(expected)
 

@@ -222,7 +222,7 @@ def test_latents_of_another_fit_are_refused(codec):
 
 
 def test_unknown_and_missing_codecs_say_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match="'linear' or 'cosmos:PATH', found 'wavelet'"):
+    with pytest.raises(ValueError, match="'linear', 'learned:FILE' or 'cosmos:PATH', found 'wavelet'"):
         load_codec("wavelet")
     with pytest.raises(FileNotFoundError, match=r"expected a folder with config\.json"):
         load_codec(f"cosmos:{tmp_path}/none")

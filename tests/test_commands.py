@@ -13,16 +13,17 @@ import tyro
 from small_dataset import write_small_clip
 from wall_scenes import write_wall_scenes
 
+from lyra_ns import any_decoder
+from lyra_ns.any_decoder import decoder_config_of, latest_checkpoint, load_any_decoder
 from lyra_ns.checkpoints import load_decoder, save_decoder
 from lyra_ns.codec import load_codec
-from lyra_ns.commands import any_decoder
-from lyra_ns.commands.any_decoder import decoder_config_of, latest_checkpoint, load_any_decoder
-from lyra_ns.commands.choices import chosen_device
 from lyra_ns.commands.data import SampleData
-from lyra_ns.commands.evaluate import Evaluate, PhotoCheck, held_out_names
+from lyra_ns.commands.evaluate import Evaluate, PhotoCheck
 from lyra_ns.commands.reconstruct import Reconstruct
+from lyra_ns.data.open import held_out_names
 from lyra_ns.data.store import LyraStore
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
+from lyra_ns.device import chosen_device
 from lyra_ns.evaluation.baselines import pixel_gaussians
 from lyra_ns.evaluation.photo_check import check_photo, photo_paths
 from lyra_ns.evaluation.stereo_photo import cropped_and_resized, load_stereo_photo

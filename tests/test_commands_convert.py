@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from lyra_ns.any_decoder import load_any_decoder
 from lyra_ns.checkpoints import OFFICIAL_FILES, OfficialFile, load_decoder, recognise, save_decoder
 from lyra_ns.codec import VideoLatentSpec
-from lyra_ns.commands.any_decoder import load_any_decoder
-from lyra_ns.commands.choices import DecoderChoice
 from lyra_ns.commands.decoder import Convert
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
+from lyra_ns.options import DecoderChoice
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import pytest
 import lyra_ns
 from lyra_ns import cli
 from lyra_ns.commands.doctor import Doctor
-from lyra_ns.commands.error_text import error_text
 from lyra_ns.data.files import write_whole
+from lyra_ns.errors import error_text
 
 
 def said(monkeypatch, capsys, *arguments: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
 import sys
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
@@ -12,7 +13,7 @@ from typing import Annotated, get_args
 import pytest
 import tyro
 
-from lyra_ns import cli
+from lyra_ns import __version__, cli
 from lyra_ns.commands.help_text import join_help_lines
 
 COMMANDS = {get_args(member)[1].name: get_args(member)[0] for member in get_args(cli.Command)}
@@ -89,3 +90,9 @@ def test_every_output_has_a_short_name(name):
     positional = [] if name in {"sample-data", "photo-check", "demo", "curriculum", "generate"} else ["in"]
     arguments = positional + (["--prompt", "a"] if name == "generate" else [])
     assert tyro.cli(command, args=[*arguments, "-o", "there.x"]).output == Path("there.x")
+
+
+def test_the_version_is_told_without_torch():
+    code = "import sys; sys.modules['torch'] = None; from lyra_ns import cli; cli.main()"
+    result = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"ns-lyra {__version__}\n", "")

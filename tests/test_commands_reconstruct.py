@@ -15,13 +15,8 @@ from wall_scenes import write_wall_scenes
 
 from lyra_ns import cli, reconstruction
 from lyra_ns.checkpoints import save_decoder
-from lyra_ns.commands.reconstruct import (
-    Reconstruct,
-    chosen_trajectories,
-    open_scene,
-    read_inputs,
-    stored_scene,
-)
+from lyra_ns.commands.reconstruct import Reconstruct
+from lyra_ns.data.open import chosen_trajectories, open_scene, read_inputs, stored_scene
 from lyra_ns.data.store import LyraStore
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
 from lyra_ns.export.ply import load_ply

@@ -229,7 +229,7 @@ def test_builder_without_cache_still_builds() -> None:
     [(0.0, (0, 1, 0)), (0.5, (0.5, 0.8776, 0.4794)), (1.0, (1, 0.5403, 0.8415))],
 )
 def test_time_colours(moment: float, colour: tuple[float, ...]) -> None:
-    """The values of lyra_decoder.md section 2, mapped from 0..1 to -1..1."""
+    """The values of docs/reference/decoder.md, "Time embedding", mapped from 0..1 to -1..1."""
     video = time_video(torch.tensor([[moment]]), 2, 3)
     assert video.shape == (1, 3, 1, 2, 3)
     expected = torch.tensor([2.0 * channel - 1 for channel in colour]).view(1, 3, 1, 1, 1)
@@ -275,7 +275,10 @@ def test_bfloat16_regime() -> None:
 
 
 def test_bfloat16_columns_collapse_as_in_the_official_code() -> None:
-    """145 of 160 columns, 481 of 1280 and 369 of 704 rows stay distinct (lyra_decoder.md 1.10)."""
+    """145 of 160 columns, 481 of 1280 and 369 of 704 rows stay distinct.
+
+    Source: docs/reference/decoder.md, "Precision".
+    """
     for size, distinct in ((160, 145), (1280, 481), (704, 369)):
         assert cell_centres(size, torch.zeros(1, dtype=torch.bfloat16)).unique().numel() == distinct
         assert torch.equal(cell_centres(size, torch.zeros(1)), torch.arange(size) + 0.5)

@@ -48,7 +48,7 @@ def dynamic_data(tmp_path_factory) -> Path:
 
 
 def test_the_official_table() -> None:
-    """lyra_decoder.md 7, column by column."""
+    """docs/reference/lyra_training.md, "Curriculum", column by column."""
     stages = FULL.stages
     assert [FULL.cumulative_steps(stage) for stage in stages] == [
         10_000, 12_500, 15_000, 17_500, 75_000, 82_000, 83_000, 90_000, 91_000,

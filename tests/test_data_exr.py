@@ -176,3 +176,32 @@ def test_other_compressions_are_read_too(name):
     several = content[: place + 18] + b"X" + content[place + 19 :]
     with pytest.raises(ValueError, match=r"damaged|one channel Z"):
         read_exr(several)
+
+
+@pytest.fixture
+def openexr():
+    """The reference implementation, which judges both directions."""
+    return pytest.importorskip("OpenEXR")
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+@pytest.mark.parametrize("compression", ["NO", "RLE", "ZIPS", "ZIP", "PIZ", "PXR24"])
+def test_reads_what_openexr_writes_and_as_openexr_reads_it(openexr, tmp_path, compression, kind):
+    """PXR24 rounds float32, so what it holds is asked of OpenEXR itself."""
+    path = tmp_path / "depth.exr"
+    header = {"compression": getattr(openexr, f"{compression}_COMPRESSION"), "type": openexr.scanlineimage}
+    with openexr.File(header, {"Z": picture(37, 53, kind)}) as file:
+        file.write(str(path))
+    with openexr.File(str(path)) as file:
+        expected = file.channels()["Z"].pixels
+    np.testing.assert_array_equal(read_exr(path.read_bytes()), expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+def test_openexr_reads_what_is_written(openexr, tmp_path, kind):
+    path, image = tmp_path / "depth.exr", picture(160, 256, kind)
+    path.write_bytes(write_exr(image))
+    with openexr.File(str(path)) as file:
+        read = file.channels()["Z"].pixels
+    assert read.dtype == kind
+    np.testing.assert_array_equal(read, image)

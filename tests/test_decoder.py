@@ -60,7 +60,7 @@ def inputs(
 
 
 def test_parameters_and_keys() -> None:
-    """254 tensors, 32 753 996 numbers, no buffer, and the shapes of the table in lyra_decoder.md 1.8."""
+    """254 tensors, 32 753 996 numbers, no buffer, the shapes of docs/reference/decoder.md, "Parameters"."""
     decoder = LatentGaussianDecoder(DecoderConfig())
     shapes = {key: tuple(value.shape) for key, value in decoder.state_dict().items()}
     assert shapes == official_shapes()
@@ -118,7 +118,7 @@ def official_shapes() -> dict[str, tuple[int, ...]]:
     ],
 )
 def test_counts_at_full_size(views: int, tokens: int, gaussians: int, kept: int) -> None:
-    """The table of lyra_decoder.md 1.5."""
+    """The table of docs/reference/decoder.md, "Deconvolution"."""
     config = DecoderConfig()
     assert config.num_tokens(views, 16, 88, 160) == tokens
     assert config.num_gaussians(views, 16, 88, 160) == gaussians

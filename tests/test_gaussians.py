@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -81,7 +81,7 @@ def one_ray() -> RayGrid:
 
 
 def test_raw_zero() -> None:
-    """The values that lyra_decoder.md 1.6 lists for raw = 0."""
+    """The values of a raw zero in docs/reference/decoder.md, "Gaussian head"."""
     gaussians = gaussians_from_raw(raw_row(), one_ray(), OFFICIAL)
     assert gaussians.means[0, 0].tolist() == pytest.approx([1, 2, 3 + 80.64], abs=5e-3)
     assert gaussians.opacities.item() == pytest.approx(0.1192, abs=5e-5)
@@ -92,7 +92,7 @@ def test_raw_zero() -> None:
 
 @pytest.mark.parametrize(("raw", "distance"), [(-4.668, 1.0), (-2.965, 5.0)])
 def test_listed_distances(raw: float, distance: float) -> None:
-    """The raw distances that lyra_decoder.md 1.6 lists."""
+    """The raw distances in docs/reference/decoder.md, "Gaussian head"."""
     assert activate_distance(torch.tensor(raw), OFFICIAL).item() == pytest.approx(distance, rel=2e-3)
 
 
@@ -124,6 +124,10 @@ def test_stabilised_head() -> None:
     assert gaussians.quats[0, 0].tolist() == [1, 0, 0, 0]
     wide = activate_scale(torch.tensor([50.0, -50.0, 0.0]), torch.tensor([1.0]), head)
     assert wide.tolist() == pytest.approx([0.5 * math.exp(1.2), 0.5 * math.exp(-3), 0.5])
+    bounded = activate_scale(
+        torch.tensor([50.0, 0.0, 0.1]), torch.tensor([1.0]), replace(head, footprint_limit=0.4)
+    )
+    assert bounded.tolist() == pytest.approx([0.5 * math.exp(0.4), 0.5, 0.5 * math.exp(0.1)])
 
 
 @few

@@ -119,7 +119,10 @@ def test_positions_can_be_trained() -> None:
 
 
 def test_legacy_rotation_is_off_as_measured_on_the_official_code() -> None:
-    """gen3c_generation.md A2: up to 0.15 rad in space and 0.026 rad in time at full size."""
+    """Up to 0.15 rad in space and 0.026 rad in time at full size.
+
+    Source: docs/reference/gen3c.md, "Rotary positions".
+    """
     from diffusers.models.transformers.transformer_cosmos import CosmosRotaryPosEmbed
 
     rotation = CosmosRotaryPosEmbed(128, (128, 240, 240), (1, 2, 2), rope_scale=(2.0, 1.0, 1.0))

@@ -111,7 +111,7 @@ def released() -> Any:
 
 
 def test_needs_are_those_of_the_released_sizes(released: Any) -> None:
-    """gen3c_generation.md E: 13.5 GiB of weights, 20 GB to denoise; T5 adds 9 GiB."""
+    """13.5 GiB of weights, 20 GB to denoise; T5 adds 9 GiB (docs/reference/gen3c.md, "Memory and speed")."""
     fast, balanced, low = (memory_needs(released, policy, ClipSize()) for policy in POLICIES)
     assert 18 * GIB < balanced.denoising < 21 * GIB
     assert 8.5 * GIB < fast.denoising - balanced.denoising < 9.5 * GIB

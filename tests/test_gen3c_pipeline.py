@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_gen3c import HEIGHT, NUM_FRAMES, TEXT_CHANNELS, WIDTH, drawn, small_autoencoder, small_transformer
+from small_gen3c import (
+    HEIGHT,
+    NUM_FRAMES,
+    STATE_ROUNDING,
+    TEXT_CHANNELS,
+    WIDTH,
+    drawn,
+    small_autoencoder,
+    small_transformer,
+)
 from torch import Tensor
 
 from lyra_ns.generation.gen3c.pipeline import Gen3CPipeline, gen3c_scheduler
@@ -129,10 +138,12 @@ def test_guidance_is_gen3cs(pipeline: Gen3CPipeline, image: Tensor, buffers: Ten
     """One step from sigma to 0 gives x0, which is affine in F: so is it in g, and g = 0 sees no negative."""
     arguments = {"num_inference_steps": 1, "prompt_embeds": drawn(1, 5, TEXT_CHANNELS)}
     none, one, two = (run(pipeline, image, buffers, guidance=g, **arguments) for g in (0.0, 1.0, 2.0))
-    torch.testing.assert_close(two - one, one - none, atol=1e-4, rtol=1e-4)
-    assert (one - none)[:, :, 1:].abs().max() > 1e-3
+    # Each side is a difference of two, and each of these carries the rounding of the noise that it began as.
+    rounding = 2 * STATE_ROUNDING
+    torch.testing.assert_close(two - one, one - none, atol=rounding, rtol=1e-4)
+    assert (one - none)[:, :, 1:].abs().max() > 5 * rounding
     without = run(pipeline, image, torch.zeros_like(buffers), guidance=0.0, num_inference_steps=1)
-    torch.testing.assert_close(none - without, one - none, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(none - without, one - none, atol=rounding, rtol=1e-4)
 
 
 def test_guidance_zero_saves_half_of_the_calls(

@@ -69,7 +69,7 @@ def test_free_frames_take_the_steps_of_diffusers() -> None:
 
 
 def test_known_frames_are_pinned_as_in_the_official_code() -> None:
-    """The loop of gen3c_generation.md A2 as it stands there, with masks over the whole video."""
+    """The loop of docs/reference/gen3c.md, "Sampler", as it stands there, with masks over the whole video."""
     sigmas, initial = sigmas_of(35), drawn(*SHAPE).double() * 80
     known, noise = drawn(2, 16, 1, 4, 6, seed=1).double(), drawn(2, 16, 1, 4, 6, seed=2).double()
     first = torch.zeros(1, 1, 3, 1, 1)

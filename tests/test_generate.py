@@ -31,6 +31,8 @@ from lyra_ns.gaussians import GaussianHeadConfig
 from lyra_ns.generation import finishing
 from lyra_ns.generation import generate as generate_module
 from lyra_ns.generation.camera_files import write_npz
+from lyra_ns.generation.clip_making import clip_sizes, decoder_size, paths_follow_near
+from lyra_ns.generation.clip_sizes import ClipSizes, size_of_aspect
 from lyra_ns.generation.depth import choice
 from lyra_ns.generation.depth.small_network import load_small_depth
 from lyra_ns.generation.generate import generate
@@ -136,6 +138,87 @@ def test_an_image_becomes_a_scene_with_everything_around_it(made):
     assert "cropped" in printed or "not cropped" in printed
 
 
+def upright(folder: Path) -> Path:
+    """A picture 180 wide and 240 high, red above and blue below, stored lying as phones do."""
+    pixels = np.zeros((240, 180, 3), np.uint8)
+    pixels[:120, :, 0] = pixels[120:, :, 2] = 200
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90)
+    lying.save(folder / "upright.png", exif=exif)
+    return folder / "upright.png"
+
+
+@pytest.mark.parametrize(
+    ("changes", "size"),
+    [
+        ({}, (240, 176)),
+        ({"crop": True}, (160, 256)),
+        ({"height": 96, "width": 64}, (96, 64)),
+        ({"height": 96}, (96, 256)),
+    ],
+)
+def test_clips_keep_the_aspect_of_the_picture_unless_told_otherwise(files, tmp_path, changes, size):
+    given = {"input": upright(tmp_path), "height": None, "width": None, "depth": "plane", "dry_run": True}
+    scene, printed = run(files, tmp_path / "out", **(given | {"num_trajectories": 1} | changes))
+    assert scene.record["clips"] == {"num_frames": 9, "height": size[0], "width": size[1]}
+    assert f"for clips of {size[1]} x {size[0]}" in printed
+    frames = read_video(tmp_path / "out" / "preview" / "5_clockwise.mp4", range(1))
+    assert frames.shape[-2:] == size
+    above, below = frames[0].float().chunk(2, dim=1)
+    assert above[0].mean() > 150 > 50 > below[0].mean()
+    assert below[2].mean() > 150 > 50 > above[2].mean()
+
+
+def test_decoders_and_teachers_that_know_one_size_get_it():
+    picture = (240, 180)
+    small, full = (
+        decoder(),
+        LatentGaussianDecoder(DecoderConfig(width=32, depth=1, pattern="1T", num_heads=2)),
+    )
+    for asked, made_for, size in (
+        ({}, small, (240, 176)),
+        ({}, full, (704, 1280)),
+        ({"weights": "gen3c"}, small, (704, 1280)),
+        ({"weights": "gen3c", "height": 960}, small, (960, 1280)),
+    ):
+        chosen = GenerateSettings(input=Path("a.png"), output=Path("b"), **asked)
+        clips = clip_sizes(chosen, made_for).of_picture(*picture)
+        assert (clips.height, clips.width) == size
+        again = decoder_size(chosen, made_for, clips)
+        expected = size_of_aspect(size[1] / size[0], 160 * 256) if made_for is small else size
+        assert (again.height, again.width) == expected
+    cropped = GenerateSettings(input=Path("a.png"), output=Path("b"), weights="gen3c", crop=True)
+    assert decoder_size(cropped, small, VideoSize(121, 704, 1280)) == VideoSize(17, 160, 256)
+
+
+def test_paths_follow_near_depth_but_for_those_who_know_the_official_data():
+    small = decoder()
+    full = LatentGaussianDecoder(DecoderConfig(width=32, depth=1, pattern="1T", num_heads=2))
+    for asked, made_for, is_near in (
+        ({}, small, True),
+        ({}, full, False),
+        ({"weights": "gen3c"}, small, False),
+        ({"depth_units": "centre_quantile"}, small, False),
+        ({"paths_follow": "official"}, small, False),
+        ({"paths_follow": "near", "weights": "gen3c"}, full, True),
+    ):
+        chosen = GenerateSettings(input=Path("a.png"), output=Path("b"), **asked)
+        assert paths_follow_near(chosen, made_for) == is_near
+
+
+def test_a_path_that_would_fly_through_something_is_shortened_and_said_to_be(files, tmp_path):
+    chosen = {"trajectory": ("zoom_in",), "distance_factor": 2.5, "dry_run": True}
+    scene, printed = run(files, tmp_path / "a", paths_follow="official", **chosen)
+    (path,) = scene.record["paths"]
+    # The box lies at half the depth of the wall, which is the unit: two thirds of the way to it are clear.
+    assert path["distance"] < path["drawn_distance"]
+    assert 0.3 < path["distance"] * 8 / 9 <= 1 / 3
+    share = f"{path['distance'] / path['drawn_distance']:.0%}"
+    assert f"path zoom_in: {share} of its length, or it would fly through what is near" in printed
+    assert scene.record["scale"]["near_depth"] == 0.5
+
+
 def test_the_record_says_how_the_scene_was_made(made):
     record = json.loads((made[0] / "record.json").read_text())
     assert record["settings"]["seed"] == 3
@@ -194,7 +277,9 @@ def test_paths_are_named_repeated_or_read_from_files(files, tmp_path):
     ]  # fmt: skip
     cameras = scene.given.cameras
     ends = cameras.camera_to_world[:, -1, :3, 3]
-    down = scene.record["paths"][0]["distance"] * 8 / 9 * 4.0
+    # The box in the middle is half as far away as the median, of which the depth makes 1.
+    assert scene.record["scale"]["centre_depth"] == 0.5
+    down = scene.record["paths"][0]["distance"] * 0.5 * 8 / 9 * 4.0
     torch.testing.assert_close(ends[0], torch.tensor([0.0, down, 0.0]))
     torch.testing.assert_close(ends[1], torch.zeros(3))
     # 2 units of the file are 1 of the depth (0.5), 0.2 of the scene (median depth 5) and 0.8 of the decoder.
@@ -516,13 +601,13 @@ def test_a_prompt_is_painted_first(files, tmp_path, monkeypatch):
     run(files, tmp_path / "a", prompt="A red barn, at dusk", seed=7, **chosen)
     assert len(asked) == 1
     again = settings(files, tmp_path / "a", prompt="A red barn, at dusk", seed=7, **chosen)
-    picture = read_source("prompt", again, VideoSize(9, 64, 96), torch.device("cpu")).rgb
+    picture = read_source("prompt", again, ClipSizes(VideoSize(9, 64, 96)), torch.device("cpu")).rgb
     assert torch.equal(picture, torch.full((1, 3, 128, 192), 90, dtype=torch.uint8))
     run(files, tmp_path / "a", prompt="A red barn, at dusk", seed=8, **chosen)
     assert asked[1:] == [("some/model", "A red barn, at dusk", 128, 192, 8)]
     # Nothing is gained by painting large clips larger than they are.
     large = settings(files, tmp_path / "b", input=None, prompt="A red barn", height=384, width=640)
-    read_source("prompt", large, VideoSize(9, 384, 640), torch.device("cpu"))
+    read_source("prompt", large, ClipSizes(VideoSize(9, 384, 640)), torch.device("cpu"))
     assert asked[-1][2:4] == (384, 640)
 
 

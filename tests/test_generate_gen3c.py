@@ -69,12 +69,12 @@ def test_weights_alone_mean_gen3c_and_its_latents_go_to_lyras_decoder(files, tmp
 
 def test_clips_for_a_decoder_of_another_codec_are_encoded_again(files, tmp_path):
     record, printed = run(files, tmp_path / "a", "small.safetensors")
-    assert "encoded again for this decoder: 17 frames of 256 x 160, codec linear" in printed
+    assert "encoded again for this decoder: 17 frames of 240 x 160, codec linear" in printed
     assert record["codec"]["name"] == "linear"
     assert record["clips"] == {"num_frames": 17, "height": 64, "width": 96}
     stored = LyraStore(tmp_path / "a" / "latents").clips("photo")[5]
-    assert stored.latents().shape == (16, 3, 20, 32)
-    assert record["decoder_input"]["width"] == stored.cameras().width == 256
+    assert stored.latents().shape == (16, 3, 20, 30)
+    assert record["decoder_input"]["width"] == stored.cameras().width == 240
 
 
 def test_too_short_clips_for_another_decoder_are_refused_before_they_are_made(files, tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from lyra_ns.data.resizing import resize_rgb
 from lyra_ns.data.video_files import VideoSize, video_bytes
 from lyra_ns.generation import generate as generate_module
 from lyra_ns.generation import inputs
+from lyra_ns.generation.clip_sizes import ClipSizes
 from lyra_ns.generation.depth import choice
 from lyra_ns.generation.depth.choice import load_depth
 from lyra_ns.generation.depth.depth_file import read_depth_file
@@ -41,6 +42,7 @@ from lyra_ns.generation.settings import GenerateSettings
 from lyra_ns.generation.video_frames import read_frames
 
 SIZE = VideoSize(9, 64, 96)
+SIZES, WHOLE = ClipSizes(SIZE), ClipSizes(SIZE, keeps_aspect=True)
 HEIGHT, WIDTH = 80, 120
 
 
@@ -143,7 +145,7 @@ def test_bad_images_are_refused_in_one_sentence(tmp_path, name):
 def test_the_picture_is_cropped_in_the_middle_and_its_lens_with_it():
     picture = torch.from_numpy(colours(160, 300)).permute(2, 0, 1)
     given = settings(intrinsics=(200.0, 200.0, 150.0, 80.0))
-    frames = image_input("a", "image", picture, given, SIZE)
+    frames = image_input("a", "image", picture, given, SIZES)
     # 300 x 160 loses 60 columns and is kept at twice 96 x 64.
     assert frames.rgb.shape == (1, 3, 128, 192)
     torch.testing.assert_close(frames.intrinsics, torch.tensor([160.0, 160.0, 96.0, 64.0]))
@@ -155,33 +157,67 @@ def test_the_picture_is_cropped_in_the_middle_and_its_lens_with_it():
 def test_a_lens_that_no_camera_has_is_refused(bad):
     picture = torch.zeros(3, 160, 300, dtype=torch.uint8)
     with pytest.raises(ValueError, match="--intrinsics"):
-        image_input("a", "image", picture, settings(intrinsics=bad), SIZE)
+        image_input("a", "image", picture, settings(intrinsics=bad), SIZES)
 
 
 def test_a_crop_that_takes_much_says_how_to_avoid_it():
     picture = torch.zeros(3, 400, 300, dtype=torch.uint8)
-    (note,) = image_input("a", "image", picture, settings(), SIZE).notes
+    (note,) = image_input("a", "image", picture, settings(), SIZES).notes
     assert "50% cut away" in note
     assert "--height 96 --width 64 would keep it" in note
     wide = torch.zeros(3, 100, 160, dtype=torch.uint8)
-    assert "would keep" not in image_input("a", "image", wide, settings(), SIZE).notes[0]
+    assert "would keep" not in image_input("a", "image", wide, settings(), SIZES).notes[0]
+
+
+def test_all_of_a_picture_is_kept_whatever_its_aspect():
+    """Its pixels, and a lens that is given, go through no crop; upright, lying or square."""
+    for height, width, size in ((240, 160, (96, 64)), (160, 240, (64, 96)), (170, 170, (80, 80))):
+        picture = torch.from_numpy(colours(height, width)).permute(2, 0, 1)
+        lens = (200.0, 200.0, width / 2, height / 2)
+        frames = image_input("a", "image", picture, settings(intrinsics=lens), WHOLE)
+        assert (frames.clip_size.height, frames.clip_size.width) == size
+        assert frames.rgb.shape[-2:] == (2 * size[0], 2 * size[1])
+        corners = frames.rgb[0, :2, (0, -1), (0, -1)]
+        assert float((corners - torch.tensor([0.0, 255.0])).abs().max()) < 4
+        share = 2 * size[1] / width
+        torch.testing.assert_close(frames.intrinsics, torch.tensor(lens) * share, rtol=1e-6, atol=1e-4)
+        assert "not cropped" in frames.notes[-1]
+
+
+def test_a_very_long_picture_is_cropped_to_the_longest_clips_and_the_user_is_told():
+    picture = torch.zeros(3, 100, 300, dtype=torch.uint8)
+    frames = image_input("a", "image", picture, settings(), WHOLE)
+    assert (frames.clip_size.height, frames.clip_size.width) == (48, 112)
+    assert "22% cut away), for clips of 112 x 48; clips get no longer than 2.4:1" in frames.notes[-1]
+
+
+def test_an_unknown_lens_is_as_wide_whichever_way_the_camera_was_held():
+    focal = {}
+    for height, width in ((240, 160), (160, 240)):
+        picture = torch.from_numpy(colours(height, width)).permute(2, 0, 1)
+        frames = image_input("a", "image", picture, settings(), WHOLE)
+        found = depth_of_frames(frames, "plane")
+        focal[height] = float(found.intrinsics[0])
+        assert ("58 degrees high" in found.intrinsics_origin) == (height > width)
+    assert focal[240] == pytest.approx(focal[160]) == pytest.approx(96 / math.tan(math.radians(58 / 2)))
 
 
 def test_small_clips_are_warped_from_a_finer_picture_where_there_is_one():
     assert finer_size((128, 192), SIZE) == (128, 192)
     assert finer_size((127, 300), SIZE) == (64, 96)
     assert finer_size((3000, 4000), VideoSize(121, 704, 1280)) == (704, 1280)
+    assert finer_size((4000, 3000), VideoSize(9, 704, 448)) == (704, 448)
 
 
 def test_a_lens_is_taken_from_the_user_then_from_exif_and_then_assumed():
     picture = torch.from_numpy(colours()).permute(2, 0, 1)
-    by_fov = image_input("a", "image", picture, settings(fov=90.0), SIZE, focal_share=2.0)
+    by_fov = image_input("a", "image", picture, settings(fov=90.0), SIZES, focal_share=2.0)
     assert float(by_fov.intrinsics[0]) == pytest.approx(60 * 96 / 120)
     assert "--fov 90" in by_fov.intrinsics_origin
-    by_exif = image_input("a", "image", picture, settings(), SIZE, focal_share=2.0)
+    by_exif = image_input("a", "image", picture, settings(), SIZES, focal_share=2.0)
     assert float(by_exif.intrinsics[0]) == pytest.approx(2.0 * 96)
     assert "EXIF" in by_exif.intrinsics_origin
-    nothing = image_input("a", "image", picture, settings(), SIZE)
+    nothing = image_input("a", "image", picture, settings(), SIZES)
     assert nothing.intrinsics is None
     found = depth_of_frames(nothing, "plane")
     assert float(found.intrinsics[0]) == pytest.approx(48 / math.tan(math.radians(ASSUMED_FOV / 2)))
@@ -199,7 +235,7 @@ def test_a_lens_is_taken_from_the_user_then_from_exif_and_then_assumed():
 def test_impossible_lenses_are_refused(given, message):
     picture = torch.from_numpy(colours()).permute(2, 0, 1)
     with pytest.raises(ValueError, match=message):
-        image_input("a", "image", picture, settings(**given), SIZE)
+        image_input("a", "image", picture, settings(**given), SIZES)
 
 
 def a_video(path: Path, num_frames: int = 12) -> Path:
@@ -235,9 +271,9 @@ def test_frames_are_resized_as_they_are_read(tmp_path, monkeypatch):
         return resize_rgb(rgb, height, width)
 
     monkeypatch.setattr(inputs, "resize_rgb", counted)
-    size, chosen = VideoSize(33, 64, 96), settings(frames_from=3, fov=60.0)
+    sizes, chosen = ClipSizes(VideoSize(33, 64, 96)), settings(frames_from=3, fov=60.0)
     tracemalloc.start()
-    read = read_video_input(tmp_path / "v.mp4", chosen, size)
+    read = read_video_input(tmp_path / "v.mp4", chosen, sizes)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 33e6
@@ -246,7 +282,7 @@ def test_frames_are_resized_as_they_are_read(tmp_path, monkeypatch):
     whole = read_frames(tmp_path / "v.mp4", 33, start=3)
     assert whole.given_size == read.given_size == (600, 640)
     assert torch.equal(read.rgb, resize_rgb(whole.rgb, 128, 192))
-    alone = image_input("v", "video", whole.rgb[0], chosen, size)
+    alone = image_input("v", "video", whole.rgb[0], chosen, sizes)
     torch.testing.assert_close(read.intrinsics, alone.intrinsics)
     assert read.notes[1:] == alone.notes
 
@@ -319,7 +355,7 @@ def test_depth_of_the_whole_picture_is_cropped_with_it_and_its_gaps_filled(tmp_p
     depth = np.ones((40, 60), np.float32) * np.arange(1, 61, dtype=np.float32)
     depth[10:14, 20:24] = np.nan
     np.save(tmp_path / "d.npy", depth)
-    frames = read_image_input(path, settings(), SIZE)
+    frames = read_image_input(path, settings(), SIZES)
     found = depth_of_frames(frames, str(tmp_path / "d.npy"))
     assert bool((found.depth > 0).all())
     assert float(found.depth[0, 0, -1]) == 60
@@ -346,7 +382,7 @@ def test_depth_of_a_video_keeps_one_scale(monkeypatch):
         "lyra_ns.generation.scene_depth.load_depth", lambda *_: choice.ChosenDepth(estimator, "test")
     )
     rgb = torch.zeros(3, 3, 64, 96, dtype=torch.uint8)
-    frames = SourceFrames("v", "video", rgb, None, "", (64, 96))
+    frames = SourceFrames("v", "video", rgb, None, "", (64, 96), SIZE)
     assert depth_of_frames(frames, "restless/depth").depth.mean((1, 2)).tolist() == [1.0, 1.0, 1.0]
     cameras = CameraPath(
         torch.eye(4).expand(3, 4, 4), torch.tensor([90.0, 90, 48, 32]).expand(3, 4), torch.zeros(3), 64, 96

@@ -85,7 +85,7 @@ def test_soft_weights_follow_the_official_formula():
 
 
 def test_with_a_sky_at_100_soft_occlusion_is_soft():
-    # gen3c_generation.md B1: depths 1.0 and 1.1 differ by a factor of 1.7 only.
+    # docs/reference/gen3c.md, "Warping": depths 1.0 and 1.1 differ by a factor of 1.7 only.
     rgb = torch.tensor([1.0, 0.0], dtype=torch.float64).expand(1, 3, 1, -1)
     both = positions((2.5, 1.5, 1.0), (2.5, 1.5, 1.1))
     scale = torch.tensor(100.0, dtype=torch.float64)

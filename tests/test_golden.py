@@ -1,4 +1,7 @@
-"""The decoder reproduces, layer by layer, numbers taken from the official network (lyra_decoder.md 1.11)."""
+"""The decoder reproduces, layer by layer, numbers taken from the official network.
+
+Source: docs/reference/decoder.md, "Golden numbers".
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ import torch
 triton = pytest.importorskip("triton")
 pytest.importorskip("triton.experimental.gluon.language.nvidia.hopper")
 
-from lyra_ns.kernels.attention import OVERLAPPED_KEYS, suits_overlap  # noqa: E402
+from lyra_ns.kernels.attention import suits_overlap  # noqa: E402
+from lyra_ns.kernels.overlapped_attention import OVERLAPPED_KEYS  # noqa: E402
 
 
 def compiled_for_hopper() -> Any:

@@ -21,7 +21,7 @@ from lyra_ns.rendering.types import Rendered
 
 
 def golden_numbers(key: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """The deterministic uniform numbers of lyra_decoder.md 1.11."""
+    """The deterministic uniform numbers of docs/reference/decoder.md, "Golden numbers"."""
     with np.errstate(over="ignore"):
         x = np.arange(1, np.prod(shape) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         x += np.uint64(key) * np.uint64(0xD1B54A32D192ED03)

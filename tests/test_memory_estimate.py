@@ -16,6 +16,7 @@ from lyra_ns.cameras import CameraPath
 from lyra_ns.codec import load_codec
 from lyra_ns.conditioning import Conditioning, ConditioningBuilder
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
+from lyra_ns.decoder_config import TINY_DECODER
 from lyra_ns.decoder_head import pruned_gaussians
 from lyra_ns.memory_estimate import (
     NUM_SEGMENTS,
@@ -28,7 +29,6 @@ from lyra_ns.memory_estimate import (
     inference_plan,
 )
 from lyra_ns.memory_limits import DoesNotFit, available_bytes, explaining_exhaustion
-from lyra_ns.method_configs.tiny import TINY_DECODER
 
 OFFICIAL = {"depth": 1, "pattern": "M"}
 SIZE = SceneSize(num_views=2, latent_frames=3, height=16, width=20)
@@ -125,7 +125,10 @@ def official(num_views: int, is_chunked: bool = False, **changes: Any) -> Memory
 
 
 def test_full_size_is_near_the_reference() -> None:
-    """The official forward pass of six trajectories peaks at 8.8 GB (performance.md 1), ours at no more."""
+    """The official forward pass of six trajectories peaks at 8.8 GB, ours at no more.
+
+    Source: docs/reference/performance.md, "Forward pass".
+    """
     assert official(6).trunk == pytest.approx(8.8e9, rel=0.15)
     assert official(6).trunk / official(1).trunk == pytest.approx(6, rel=0.02)
 
@@ -159,7 +162,7 @@ from dataclasses import replace
 sys.path.append(sys.argv[1])
 from peak_memory import PeakMemory
 from lyra_ns.decoder import LatentGaussianDecoder
-from lyra_ns.method_configs.tiny import TINY_DECODER
+from lyra_ns.decoder_config import TINY_DECODER
 for depth in (1, 3):
     decoder = LatentGaussianDecoder(replace(TINY_DECODER, depth=depth, pattern="T"))
     latents, plucker = torch.randn(1, 2, 16, 3, 16, 20), torch.randn(1, 2, 32, 3, 16, 20)

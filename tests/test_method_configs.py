@@ -71,7 +71,11 @@ def test_both_methods_explain_a_lack_of_memory() -> None:
 
 
 def test_lyra_is_the_papers_network_and_training() -> None:
-    """Sizes and constants of lyra_decoder.md 1.1, 6.1 and 7; the device is what is there."""
+    """Sizes and constants are the paper's; the device is what is there.
+
+    Source: docs/reference/decoder.md, "Configuration", and docs/reference/lyra_training.md, "Losses" and
+    "Optimiser".
+    """
     from lyra_ns.decoder import LatentGaussianDecoder
     from lyra_ns.method_configs.lyra import lyra
 
@@ -89,7 +93,7 @@ def test_lyra_is_the_papers_network_and_training() -> None:
 
 
 def test_tiny_has_the_stabilisers() -> None:
-    """The switches of cpu_and_assets.md 5.3 are on, and it starts from the decoder that ships."""
+    """The switches of docs/reference/small_scale.md, "Stabilisers", are on, and it starts from what ships."""
     from lyra_ns.method_configs.tiny import lyra_tiny
 
     model = lyra_tiny.config.pipeline.model

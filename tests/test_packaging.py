@@ -8,11 +8,15 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+
+from lyra_ns import __version__
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -58,7 +62,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tmp_path_factory.mktemp("source")
     for folder in ("lyra_ns", *MAPPED):
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, source)
     folder = tmp_path_factory.mktemp("wheel")
     command = [
@@ -84,6 +88,66 @@ def test_wheel_holds_every_file_and_one_top_level_name(wheel: Path) -> None:
     assert names == package_files()
     assert {name.split("/")[0] for name in names} == {"lyra_ns"}
     assert {Path(name).suffix for name in names} >= {".py", ".cpp", ".html", ".js", ".typed"}
+
+
+def files_in_git() -> set[str]:
+    """Every file of the checkout that git knows, or would."""
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    try:
+        result = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("needs git")
+    if result.returncode != 0:
+        pytest.skip("needs a checkout: in a source release nothing tells what the repository holds")
+    return {name for name in result.stdout.splitlines() if (ROOT / name).is_file()}
+
+
+def test_source_release_holds_the_whole_checkout(tmp_path: Path) -> None:
+    """So that its tests, documents and set-up work without the repository."""
+    names = files_in_git()
+    for name in names:
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / "source" / name)
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--sdist",
+        "--no-isolation",
+        "--outdir",
+        tmp_path,
+        tmp_path / "source",
+    ]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames() if archive.getmember(name).isfile()}
+    made = {name for name in held if name in {"PKG-INFO", "setup.cfg"} or ".egg-info/" in name}
+    assert held - made == names
+
+
+def test_citation_names_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == __version__
+    assert citation["license"] == PROJECT["project"]["license"]
+    references = [reference["title"] for reference in citation["references"]]
+    assert [title.partition(":")[0] for title in references] == ["Lyra", "GEN3C", "Nerfstudio"]
+
+
+def test_changelog_has_this_version() -> None:
+    """Versions newest first, with dates; what is not released yet stands above them."""
+    titles = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    versions = [re.fullmatch(r"(\d+\.\d+\.\d+) \(\d{4}-\d\d-\d\d\)", title) for title in titles]
+    assert versions[0] or titles[0] == "Unreleased"
+    assert all(versions[1:])
+    assert __version__ in {match[1] for match in versions if match}
+
+
+def test_public_workflow_does_what_continuous_integration_does() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    assert [step["run"] for step in steps if "run" in step] == ["bash .ci/run"]
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
 
 
 def entry_points_listed() -> Iterator[tuple[str, str, str]]:

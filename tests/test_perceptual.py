@@ -71,7 +71,10 @@ def test_trunk_is_alexnet(perceptual):
 
 
 def test_real_stereo_pair_has_the_published_distance(perceptual):
-    """0.419 between the two photographs (cpu_and_assets.md 4a), found with the float32 trunk."""
+    """0.419 between the two photographs, found with the float32 trunk.
+
+    Source: docs/reference/small_scale.md, "Stereo pair".
+    """
     left, right, _ = photographs.stereo_motorcycle()
     left, right = (
         torch.from_numpy(image.copy()).movedim(-1, 0)[None].float() / 255 for image in (left, right)

@@ -10,7 +10,7 @@ from test_plugin_training import run_trainer
 from torch import Tensor
 from wall_scenes import tiny_pipeline_config, write_wall_scenes
 
-from lyra_ns.commands.any_decoder import nerfstudio_tensors
+from lyra_ns.any_decoder import nerfstudio_tensors
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
 from lyra_ns.plugin.averaging import averaged_copy, decay_at, fitting_state, update_average
 

@@ -15,9 +15,9 @@ from lyra_ns.checkpoints import save_decoder
 from lyra_ns.codec import load_codec
 from lyra_ns.data.manifest import read_manifest, write_manifest
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
+from lyra_ns.decoder_config import TINY_DECODER
 from lyra_ns.gaussians import Gaussians
 from lyra_ns.losses import LossConfig
-from lyra_ns.method_configs.tiny import TINY_DECODER
 from lyra_ns.plugin.errors import CheckpointMismatch
 from lyra_ns.plugin.gauss_params import splatfacto_params, without_invalid
 from lyra_ns.plugin.initial_weights import differing_fields

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lyra_ns import ssd
-from lyra_ns.ssd import ScanWeights, choose_scan_backend, scan_in_torch
+from lyra_ns.ssd import choose_scan_backend, scan_in_torch
 from lyra_ns.ssd_states import chunked_states, recurrent_states
+from lyra_ns.ssd_types import ScanWeights
 
 HEAD_DIM, STATE, TAPS = 4, 6, 4
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from lyra_ns import ssd
 from lyra_ns.decoder_blocks import BidirectionalMamba, MambaBlock
 from lyra_ns.decoder_config import DecoderConfig
-from lyra_ns.ssd import ScanBackend, ScanWeights, choose_scan_backend
+from lyra_ns.ssd import ScanBackend, choose_scan_backend
 from lyra_ns.ssd_bidirectional import TORCH_STAGES, scan_both_directions
+from lyra_ns.ssd_types import ScanWeights
 
 HEAD_DIM, STATE, HEADS, TAPS = 4, 6, 3, 4
 INNER, CHANNELS = HEADS * HEAD_DIM, HEADS * HEAD_DIM + 2 * STATE

@@ -31,7 +31,10 @@ def small(photo) -> StereoPhoto:
 
 
 def test_plain_warp_reproduces_the_published_numbers(photo):
-    """24.65 dB over white on covered pixels, 12.87 dB of the left one there (cpu_and_assets.md 4a)."""
+    """24.65 dB over white on covered pixels, 12.87 dB of the left one there.
+
+    Source: docs/reference/small_scale.md, "Stereo pair".
+    """
     splats = pixel_gaussians(photo.left, photo.depth, photo.left_camera)
     rendered = render(splats, photo.right_camera.reshape(1), RenderSettings(response="ewa"))
     assert splats.num == 343_274

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import small_packs
 import torch
 from torch.nn import functional
 
@@ -14,14 +15,17 @@ from lyra_ns.cameras import CameraPath, look_at, project, ray_grid
 from lyra_ns.codec import load_codec
 from lyra_ns.data.manifest import read_manifest, write_manifest
 from lyra_ns.data.store import LyraStore
+from lyra_ns.picture_pack import Pack, write_pack
 from lyra_ns.synthetic import (
     ProceduralScene,
     SceneRenderer,
     load_texture_atlas,
+    load_textures,
     make_scene,
     packaged_textures,
     save_texture_atlas,
     textures_from_folder,
+    textures_from_pack,
     write_sample_data,
 )
 from lyra_ns.synthetic.clips import ClipSize, scene_cameras
@@ -266,12 +270,63 @@ def test_a_folder_of_pictures_makes_a_bank(tmp_path):
     assert photographs[:, 0].unique().tolist() == [10, 11, 12, 13]
 
 
+def test_a_pack_makes_a_bank_whose_held_out_files_are_their_own(tmp_path):
+    path = small_packs.small_pack(tmp_path / "pack.zip")
+    pack = Pack(path)
+    made = load_textures(path)
+    assert made.images[made.is_photograph].shape == (2 * 40 + 40, 3, 256, 256)
+    held_out = made.images[made.indices(held_out=True, photographs=True)]
+    assert 4 <= len(held_out) < 0.25 * 120
+    training = made.images[made.indices(held_out=False, photographs=True)]
+    distance = (held_out[:, None].float() - training[None].float()).abs().mean((2, 3, 4))
+    assert distance.min() > 8, "no square of a file is in both splits"
+    # Views of one file stay together even where each looks like another picture.
+    sources = {
+        name: replace(pack.source(name), file_sha256="00" * 32) for name in pack.names("textures")[:20]
+    }
+    others = {name: pack.source(name) for name in pack.names("textures")[20:]}
+    pictures = {name: pack.read_file(name) for name in sources | others}
+    write_pack(tmp_path / "views.zip", pictures, sources | others)
+    views = textures_from_pack(Pack(tmp_path / "views.zip"))
+    assert len(views.indices(held_out=True, photographs=True)) >= 20
+
+
+def test_other_files_of_textures_end_in_a_sentence(tmp_path):
+    with pytest.raises(ValueError, match="at least 4 held-out pictures"):
+        load_textures(small_packs.small_pack(tmp_path / "tiny.zip", 3, 3))
+    with pytest.raises(
+        ValueError, match=r"expected a pack of pictures \(\.zip\), a folder or a texture atlas"
+    ):
+        load_textures(tmp_path / "pictures.tar")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number in range(14):
+        (folder / f"{number}.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="take it out of the folder"):
+        load_textures(folder)
+
+
+def test_scenes_are_papered_from_a_pack_by_any_number_of_workers(tmp_path):
+    pack = small_packs.small_pack(tmp_path / "pack.zip")
+    settings = {"textures": pack, "num_held_out": 1, "height": 32, "width": 48, "num_frames": 9}
+    for folder, workers in (("one", 1), ("two", 2)):
+        write_sample_data(tmp_path / folder, 1, num_workers=workers, **settings)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    save_texture_atlas(tmp_path / "atlas.safetensors", load_textures(pack))
+    write_sample_data(
+        tmp_path / "atlas", 1, num_workers=1, **settings | {"textures": tmp_path / "atlas.safetensors"}
+    )
+    assert contents(tmp_path / "atlas") == contents(tmp_path / "one")
+    with pytest.raises(ValueError, match="written with other textures"):
+        write_sample_data(tmp_path / "one", 2, num_workers=1, **settings | {"textures": None})
+
+
 def contents(root: Path) -> dict[str, bytes]:
     return {str(file.relative_to(root)): file.read_bytes() for file in root.rglob("*") if file.is_file()}
 
 
 def test_written_data_is_readable_resumable_and_the_same_for_any_number_of_workers(tmp_path, atlas):
-    settings = {"texture_atlas": atlas, "num_held_out": 1, "height": 32, "width": 48, "num_frames": 9}
+    settings = {"textures": atlas, "num_held_out": 1, "height": 32, "width": 48, "num_frames": 9}
     write_sample_data(tmp_path / "one", 1, num_workers=1, **settings)
     store = LyraStore(tmp_path / "one")
     assert store.manifest.splits == {"train": ["scene_000000"], "test": ["scene_900000"]}
@@ -308,7 +363,7 @@ def test_written_data_is_readable_resumable_and_the_same_for_any_number_of_worke
 
 
 def test_dynamic_data_runs_forward_in_time(tmp_path, bank, atlas):
-    settings = {"height": 32, "width": 48, "num_frames": 9, "texture_atlas": atlas}
+    settings = {"height": 32, "width": 48, "num_frames": 9, "textures": atlas}
     write_sample_data(tmp_path, 1, dynamic=True, num_workers=1, **settings)
     store = LyraStore(tmp_path)
     assert store.is_dynamic

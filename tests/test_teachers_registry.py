@@ -78,7 +78,7 @@ def test_gen3c_gets_what_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"teacher": "replay"}, "teacher replay needs clips: give the folder"),
         ({"teacher": "gen3c", "weights": "folder", "codec": "linear"}, "latents of its own tokenizer, found"),
         ({"teacher": "wan-vace", "weights": "owner/name", "dtype": "half"}, "dtype must be one of auto"),
-        ({"codec": "wrong"}, "codec must be 'linear' or 'cosmos:PATH', found 'wrong'"),
+        ({"codec": "wrong"}, "codec must be 'linear', 'learned:FILE' or 'cosmos:PATH', found 'wrong'"),
     ],
 )
 def test_choices_that_cannot_be_served_are_told(choice: dict[str, Any], message: str) -> None:

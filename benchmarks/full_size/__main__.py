@@ -82,7 +82,10 @@ def precision_rows(data: Path | None) -> list[dict[str, Any]]:
 
 
 def step_rows(size: Size) -> list[dict[str, Any]]:
-    """One training step for each size that performance.md measured, our settings beside plain ones."""
+    """One training step for each size of the official one's table, our settings beside plain ones.
+
+    Source: docs/reference/performance.md, "Training step".
+    """
     rows = []
     for num_views, num_targets, prune_ratio in ((1, 9, 0.0), (6, 12, 0.8), (6, 54, 0.8), (6, 54, 0.0)):
         step = StepSize(num_views, num_targets, prune_ratio, size.num_frames, size.height, size.width)

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from lyra_ns.any_decoder import load_any_decoder
 from lyra_ns.attention import attend_in_cudnn, attend_in_fp8, attend_in_triton
 from lyra_ns.codec import codec_for
-from lyra_ns.commands.any_decoder import load_any_decoder
 from lyra_ns.data.loaded import StoredScene
 from lyra_ns.data.store import LyraStore
 from lyra_ns.decoder_blocks import Attention

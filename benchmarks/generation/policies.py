@@ -11,10 +11,11 @@ from benchmarks.full_size.measure import measure
 from benchmarks.generation.network import Bench, drawn, evaluation_of, random_network
 from benchmarks.generation.result_file import Row, free_memory
 from benchmarks.kernels.cosmos_encoder import codec_of, random_autoencoder
+from lyra_ns.device import MemoryName
 from lyra_ns.device_memory import GIB
 from lyra_ns.generation.gen3c.buffers import encode_buffers
 from lyra_ns.generation.gen3c.memory import apply_memory_policy
-from lyra_ns.generation.gen3c.memory_needs import POLICIES, ClipSize, MemoryPolicy, memory_needs
+from lyra_ns.generation.gen3c.memory_needs import POLICIES, ClipSize, memory_needs
 
 NUM_TRAJECTORIES = 6
 """Clips of a scene."""
@@ -57,7 +58,7 @@ def policy_rows(bench: Bench, with_text: bool = True) -> None:
     bench.file.row("low, 8-bit weights", partial(_policy_row, bench, "low", True, with_text))
 
 
-def _policy_row(bench: Bench, policy: MemoryPolicy, eight_bits: bool, with_text: bool) -> Row:
+def _policy_row(bench: Bench, policy: MemoryName, eight_bits: bool, with_text: bool) -> Row:
     pipeline = pipeline_of(bench, with_text)
     size = ClipSize(**vars(bench.size))
     needs = memory_needs(pipeline, policy, size, eight_bits=eight_bits)

@@ -23,8 +23,9 @@ from lyra_ns.decoder_blocks import MambaBlock
 from lyra_ns.decoder_config import DecoderConfig
 from lyra_ns.device_memory import GIB
 from lyra_ns.kernels import convolution, gated_norm, residual_norm
-from lyra_ns.ssd import ScanName, choose_scan_backend
-from lyra_ns.ssd_bidirectional import TORCH_STAGES, DirectedTokens, kernel_stages
+from lyra_ns.ssd import choose_scan_backend
+from lyra_ns.ssd_bidirectional import TORCH_STAGES, kernel_stages
+from lyra_ns.ssd_types import DirectedTokens, ScanName
 
 Work = Callable[[], Any]
 

@@ -1,10 +1,10 @@
 """The embedded codec: a linear causal 8x8x8 transform with 16 channels. No network, no download.
 
-The first frame stands alone (blocks of 3 x 8 x 8 = 192 numbers -> 16), then come groups of 8 frames
-(3 x 8 x 8 x 8 = 1536 numbers -> 16), as in the Cosmos tokenizer. The bases are principal components with
-orthonormal rows, so encoding is one matrix product, decoding its transpose plus a constant, and encoding
-what was decoded gives the same latents again. Groups are divided by sqrt(8), which gives a still video
-the same latents in every latent frame up to the choice of basis (cpu_and_assets.md 5.2).
+The first frame stands alone (blocks of 3 x 8 x 8 = 192 numbers -> 16), then come groups of 8 frames (3 x 8 x
+8 x 8 = 1536 numbers -> 16), as in the Cosmos tokenizer. The bases are principal components with orthonormal
+rows, so encoding is one matrix product, decoding its transpose plus a constant, and encoding what was decoded
+gives the same latents again. Groups are divided by sqrt(8), which gives a still video the same latents in
+every latent frame up to the choice of basis (docs/reference/small_scale.md, "Linear codec").
 
 Shape letters: N videos, L frames (8k + 1), T latent frames (k + 1), C latent channels, H W image, h w latent.
 """

@@ -1,4 +1,7 @@
-"""Latent statistics: the affine step between raw latents and diffusion space (lyra_decoder.md 3)."""
+"""Latent statistics: the affine step between raw latents and diffusion space.
+
+Source: docs/reference/data_layout.md, "Latents".
+"""
 
 from __future__ import annotations
 

@@ -63,8 +63,8 @@ class TrainCurriculum:
         print(f"\n{paths[-1]} is the last decoder: ns-lyra evaluate --data ... --checkpoint {paths[-1]}")
 
     def _choices(self) -> RunChoices:
-        from lyra_ns.commands.choices import chosen_device
         from lyra_ns.curriculum.options import RunChoices
+        from lyra_ns.device import chosen_device
 
         return RunChoices(
             output=self.output,

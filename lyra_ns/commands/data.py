@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from lyra_ns.commands.choices import check_height_and_width
+from lyra_ns.options import check_height_and_width
 
 
 @dataclass
@@ -39,8 +39,9 @@ class SampleData:
     """Where the scenes are rendered: auto, cpu or cuda."""
     num_workers: int = 0
     """Workers that encode and write; 0 takes one per core."""
-    texture_atlas: Path | None = None
-    """Textures saved earlier, for a machine without scikit-image."""
+    textures: Path | None = None
+    """Pictures for the surfaces: a pack (.zip), a folder of png and jpg files or a texture atlas
+    (.safetensors); by default the photographs of scikit-image."""
     focal_lengths: tuple[float, float] = (0.9, 0.9)
     """Shortest and longest focal length, in image widths; each scene has one of its own in between."""
 
@@ -60,7 +61,7 @@ class SampleData:
             dynamic=self.dynamic,
             device=self.device,
             num_workers=self.num_workers,
-            texture_atlas=self.texture_atlas,
+            textures=self.textures,
             focal_lengths=self.focal_lengths,
         )
         print(f"Train on it with: ns-train lyra-tiny --data {self.output}")

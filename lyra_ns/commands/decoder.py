@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from lyra_ns.any_decoder import MethodName
     from lyra_ns.checkpoints import OfficialFile
-    from lyra_ns.commands.any_decoder import MethodName
 
 
 @dataclass
@@ -47,8 +47,8 @@ class Convert:
             self._convert_decoder(self.config)
 
     def _convert_decoder(self, config: MethodName | None) -> None:
+        from lyra_ns.any_decoder import load_any_decoder
         from lyra_ns.checkpoints import config_to_json, save_decoder
-        from lyra_ns.commands.any_decoder import load_any_decoder
         from lyra_ns.data.files import write_whole
 
         if self.tokenizer:

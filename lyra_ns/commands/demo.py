@@ -117,9 +117,10 @@ class Demo:
         )  # fmt: skip
 
     def _picture(self, data: Path, run_folder: Path) -> None:
-        from lyra_ns.commands.choices import DecoderChoice
-        from lyra_ns.commands.reconstruct import read_inputs, stored_scene, write_gaussians
+        from lyra_ns.commands.reconstruct import write_gaussians
+        from lyra_ns.data.open import read_inputs, stored_scene
         from lyra_ns.data.store import LyraStore
+        from lyra_ns.options import DecoderChoice
 
         _heading("6. Drawing a contact sheet, a turn-table video and a page to look around in")
         store = LyraStore(data)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from lyra_ns.commands.choices import DecoderChoice, check_height_and_width
+from lyra_ns.options import DecoderChoice, check_height_and_width
 
 if TYPE_CHECKING:
     from lyra_ns.data.store import LyraStore
@@ -37,6 +37,7 @@ class Evaluate(DecoderChoice):
 
     def run(self) -> None:
         """Print the table; write the file if one is named."""
+        from lyra_ns.data.open import held_out_names
         from lyra_ns.data.store import LyraStore
         from lyra_ns.evaluation.runner import ProtocolConfig, as_table, summary_rows
 
@@ -71,7 +72,7 @@ class Evaluate(DecoderChoice):
         """Results of all scenes under a progress bar."""
         from rich.progress import track
 
-        from lyra_ns.commands.reconstruct import stored_scene
+        from lyra_ns.data.open import stored_scene
         from lyra_ns.evaluation.runner import evaluate_scenes
         from lyra_ns.perceptual import load_lpips
 
@@ -108,16 +109,6 @@ class Evaluate(DecoderChoice):
             "seconds_per_scene": seconds,
             "rows": rows,
         }
-
-
-def held_out_names(store: LyraStore, num_scenes: int | None = None) -> tuple[list[str], str]:
-    """Names of the scenes to measure, and how they were chosen: the manifest's test split, or all."""
-    if num_scenes is not None and num_scenes < 1:
-        raise ValueError(f"--num-scenes must be at least 1, found {num_scenes}")
-    held_out = store.manifest.splits.get("test", []) if store.manifest else []
-    if held_out:
-        return held_out[:num_scenes], "held out by the data's manifest"
-    return store.names[:num_scenes], "from all of the data, because no manifest holds any out"
 
 
 def decoding_seconds(results: list[SceneResult]) -> dict[int, float]:

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from lyra_ns.commands.choices import DecoderChoice, chosen_device
-from lyra_ns.data.reading_order import in_reading_order
+from lyra_ns.device import chosen_device
+from lyra_ns.options import DecoderChoice
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from lyra_ns.cameras import CameraPath
     from lyra_ns.data.loaded import StoredScene
-    from lyra_ns.data.store import LyraStore
     from lyra_ns.gaussians import Gaussians
     from lyra_ns.memory_estimate import InferencePlan, MemoryEstimate
     from lyra_ns.rendering.types import Response
-
-SUFFIXES = (".ply", ".splat", ".html")
-"""Kinds of files that are written."""
-OFFICIAL_OUTPUT = "diffusion_output"
-"""Folder in which official demonstration data keeps the numbered folders."""
 
 
 @dataclass(kw_only=True)
@@ -50,6 +43,7 @@ class Reconstruct(DecoderChoice):
 
     def run(self) -> None:
         """Write the file; print the memory estimate before, and seconds and memory of each stage after."""
+        from lyra_ns.export.files import SUFFIXES
         from lyra_ns.memory_limits import explaining_exhaustion
 
         if self.output.suffix not in SUFFIXES:
@@ -62,6 +56,7 @@ class Reconstruct(DecoderChoice):
             self._run(device)
 
     def _run(self, device: torch.device) -> None:
+        from lyra_ns.data.open import chosen_trajectories, open_scene, read_inputs
         from lyra_ns.stage_meter import StageMeter
 
         meter = StageMeter(device)
@@ -94,93 +89,6 @@ class Reconstruct(DecoderChoice):
         return (1.0 if self.time is None else self.time) if scene.is_dynamic else None
 
 
-def open_scene(root: Path, name: str | None = None) -> StoredScene:
-    """The scene called `name` of a data set, or of the bare folder of one trajectory (pose/, latent/ ...).
-
-    By default the first held-out one, or the first. FileNotFoundError or ValueError if there is none.
-    """
-    from lyra_ns.data.store import LyraStore
-
-    root = root.expanduser()
-    if (root / "latent").is_dir() and (root / "pose").is_dir():
-        return _scene_of_trajectory(root, name)
-    inner = _official_output(root)
-    scene = stored_scene(LyraStore(inner or root), name)
-    if inner is None or inner.parent.name != "dynamic":
-        return scene
-    return replace(scene, scene=replace(scene.scene, is_dynamic=True))
-
-
-def _scene_of_trajectory(folder: Path, name: str | None) -> StoredScene:
-    """A scene of one trajectory, whose number is the folder's name if that is one, else 0."""
-    from lyra_ns.data.loaded import StoredScene
-    from lyra_ns.data.store import LyraClip
-    from lyra_ns.data.types import Scene
-
-    names = sorted(path.stem for path in (folder / "pose").glob("*.npz") if not path.name.startswith("."))
-    if not names:
-        raise FileNotFoundError(
-            f"{folder}/pose holds no CLIP.npz: expected the poses of the trajectory there"
-        )
-    name = chosen_name(names, name, folder)
-    trajectory = int(folder.name) if folder.name.isdecimal() else 0
-    clips = {trajectory: LyraClip(name, trajectory, folder)}
-    return StoredScene(Scene(name, clips, is_dynamic=folder.parent.name == "dynamic"))
-
-
-def _official_output(root: Path) -> Path | None:
-    """The folder below `root` in which official demonstration data keeps its trajectories, if any."""
-    folders = [root / OFFICIAL_OUTPUT, *(root / family / OFFICIAL_OUTPUT for family in ("static", "dynamic"))]
-    found = [folder for folder in folders if folder.is_dir()]
-    if len(found) > 1:
-        raise ValueError(f"{root} holds both static and dynamic scenes: give {found[0]} or {found[1]}")
-    return found[0] if found else None
-
-
-def stored_scene(store: LyraStore, name: str | None = None) -> StoredScene:
-    """The scene called `name` (default: the first held out, or the first); ValueError if there is none."""
-    from lyra_ns.data.loaded import StoredScene
-
-    held_out = store.manifest.splits.get("test", []) if store.manifest else []
-    name = chosen_name(store.names, name or next(iter(held_out), None), store.root)
-    return StoredScene(store.scene(name), store.novel_clips(name), spec=store.spec)
-
-
-def chosen_name(names: list[str], wanted: str | None, root: Path) -> str:
-    """`wanted`, or the first of the scenes of `root`; ValueError if it is none of them."""
-    if wanted is None:
-        return names[0]
-    if wanted not in names:
-        more = " ..." if len(names) > 5 else ""
-        raise ValueError(
-            f"{root} holds no scene {wanted!r}: give one of its {len(names)}, {', '.join(names[:5])}{more}"
-        )
-    return wanted
-
-
-def chosen_trajectories(scene: StoredScene, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
-    """`wanted`, or all trajectories with latents, the usual ones first and in their usual order."""
-    if wanted is not None:
-        return wanted
-    return tuple(in_reading_order(scene.input_ids))
-
-
-def read_inputs(scene: StoredScene, trajectories: tuple[int, ...]) -> tuple[Tensor, CameraPath]:
-    """Latents [V, C, T, h, w] in diffusion space and cameras [V, L] of these trajectories, as stored."""
-    import torch
-
-    from lyra_ns.cameras import stack_cameras
-
-    missing = [trajectory for trajectory in trajectories if trajectory not in scene.input_ids]
-    if missing or not trajectories:
-        raise ValueError(
-            f"scene {scene.name} has latents of the trajectories {scene.input_ids}, found "
-            f"{list(trajectories)} asked for: choose among them with --trajectories"
-        )
-    z = torch.stack([scene.latents(trajectory) for trajectory in trajectories])
-    return z, stack_cameras([scene.cameras(trajectory) for trajectory in trajectories])
-
-
 def write_gaussians(
     gaussians: Gaussians, path: Path, cameras: CameraPath, title: str, response: Response
 ) -> None:
@@ -188,22 +96,4 @@ def write_gaussians(
     from lyra_ns.cameras import relative_to
 
     reference = relative_to(cameras, cameras.camera_to_world[0, 0])[0, 0]
-    write_scene(gaussians, path, reference, title, response)
-
-
-def write_scene(
-    gaussians: Gaussians, path: Path, reference: CameraPath, title: str, response: Response
-) -> None:
-    """Write Gaussians by the suffix of `path`; a web page starts at the single camera `reference`."""
-    if path.suffix == ".html":
-        from lyra_ns.export.html import save_html
-
-        save_html(gaussians, path, reference, title, response=response)
-    elif path.suffix == ".splat":
-        from lyra_ns.export.splat import save_splat
-
-        save_splat(gaussians, path)
-    else:
-        from lyra_ns.export.ply import save_ply
-
-        save_ply(gaussians, path)
+    gaussians.save(path, camera=reference, title=title, response=response)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from lyra_ns.commands.choices import chosen_device
-from lyra_ns.commands.reconstruct import SUFFIXES, chosen_trajectories, open_scene, write_scene
+from lyra_ns.device import chosen_device
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +73,9 @@ class Refine:
         print(f"{views.num} frames of {size}, {len(views.held_back)} of them held back")
         with explaining_exhaustion(device):
             made = self._refined(gaussians.to(device), views)
-        write_scene(made.gaussians, self.output, views.cameras[0], ply.stem, self._response)
+        made.gaussians.save(
+            self.output, camera=views.cameras[0], title=self.scene.stem, response=self._response
+        )
         for name, step in (("before", 0), ("after", made.best_step)):
             if made.held_back_psnr:
                 print(f"held-back frames {name}: {made.held_back_psnr[step]:.2f} dB")
@@ -86,6 +87,8 @@ class Refine:
 
     def _checked(self) -> tuple[Path, Path]:
         """The file of Gaussians and the data; ValueError or FileNotFoundError for what cannot be done."""
+        from lyra_ns.export.files import SUFFIXES
+
         if self.output.suffix not in SUFFIXES:
             raise ValueError(f"--output must end in {', '.join(SUFFIXES)}, found {self.output.name!r}")
         if self.frames_per_trajectory < 1 or self.held_back < 0 or self.densify < 1:
@@ -110,8 +113,9 @@ class Refine:
         return ply, data
 
     def _views(self, data: Path, device: torch.device) -> RefinementViews:
+        from lyra_ns.data.open import chosen_trajectories, open_scene
+        from lyra_ns.generation.stored_views import TRANSFORMS, holding_back, stored_views, transforms_views
         from lyra_ns.refinement_config import usual_pixels
-        from lyra_ns.refinement_sources import TRANSFORMS, holding_back, stored_views, transforms_views
 
         num_pixels = self.max_pixels or usual_pixels(device.type)
         transforms = data if data.name.endswith(".json") else data / TRANSFORMS

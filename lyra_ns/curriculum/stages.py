@@ -147,7 +147,7 @@ OFFICIAL_STAGES = (
     _DYNAMIC,
     replace(_DYNAMIC, name="multi-6-dynamic-prune", starts_from="multi-6-dynamic", **_PRUNED),  # type: ignore[arg-type]
 )
-"""The table of lyra_decoder.md 7; the seventh gives lyra_static, the ninth lyra_dynamic."""
+"""The table of docs/reference/lyra_training.md, "Curriculum"; 7 gives lyra_static, 9 lyra_dynamic."""
 
 
 def _shrunk(stage: Stage) -> Stage:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lyra_ns.any_decoder import nerfstudio_tensors
 from lyra_ns.checkpoints import save_decoder
-from lyra_ns.commands.any_decoder import nerfstudio_tensors
 from lyra_ns.decoder import LatentGaussianDecoder
 
 if TYPE_CHECKING:

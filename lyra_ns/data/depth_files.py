@@ -1,4 +1,4 @@
-"""Depth files: a zip of EXR images, one per frame (lyra_decoder.md 4.1)."""
+"""Depth files: a zip of EXR images, one per frame (docs/reference/data_layout.md, "Files")."""
 
 from __future__ import annotations
 

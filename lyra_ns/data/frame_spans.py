@@ -1,4 +1,7 @@
-"""Which frames of a clip go in where that is not the whole clip: the gap rule of early stages (spec 5)."""
+"""Which frames of a clip go in where that is not the whole clip: the gap rule of early stages.
+
+Source: docs/reference/lyra_training.md, "Draws of views and frames".
+"""
 
 from __future__ import annotations
 

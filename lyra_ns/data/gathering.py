@@ -162,7 +162,7 @@ def _check_cells(cameras: CameraPath, cell_size: int) -> None:
 
 
 def _relative_cameras(pairs: ScenePlans) -> tuple[CameraPath, CameraPath]:
-    """Cameras of inputs [B, V, L] and targets [B, M], relative to the first frame that goes in (spec 2)."""
+    """Cameras of inputs [B, V, L] and targets [B, M], relative to the first frame that goes in."""
     inputs, targets = [], []
     for scene, plan in pairs:
         frames = list(_input_frames(scene, plan))

@@ -1,4 +1,7 @@
-"""Which trajectories go in and which views are asked for: the random choices of a batch (spec 5)."""
+"""Which trajectories go in and which views are asked for: the random choices of a batch.
+
+Source: docs/reference/lyra_training.md, "Draws of views and frames".
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Are the poses of the time-reversed views stored backwards? (lyra_decoder.md 4.4 row 2, section 12)
+"""Are the poses of the time-reversed views stored backwards?
 
 Views 6 to 11 of dynamic scenes were generated on the reversed video and their frames turned back to
 forward time, so their *last* frame should lie at the common start pose. The published script turns the
@@ -6,6 +6,8 @@ frames but not the saved poses; then the *first* pose lies there instead, and th
 
 The ends of the paths tell, and where they do not (a closed path looks alike from both ends), frames that are
 moved to each other by their depth: they fit under the true order only.
+
+Source: docs/reference/data_layout.md, "Where writer and reader disagree".
 """
 
 from __future__ import annotations

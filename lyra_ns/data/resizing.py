@@ -1,4 +1,7 @@
-"""Frames, depth and cameras of a scene at another size: centre crop to its aspect, then resize (spec 2)."""
+"""Frames, depth and cameras of a scene at another size: centre crop to its aspect, then resize.
+
+Source: docs/reference/decoder.md, "Camera conditioning".
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reader of datasets in the official layout (lyra_decoder.md 4.1).
+"""Reader of datasets in the official layout (docs/reference/data_layout.md, "Files").
 
     ROOT[/static|/dynamic]/{0..5}/{rgb,pose,intrinsics,latent,depth}/CLIP.*
     ROOT/novel/{0,1}/...                    held-out camera paths with true frames, no latents

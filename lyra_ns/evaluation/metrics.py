@@ -1,6 +1,7 @@
 """Metrics of images and depth maps, one value per image, and their mean and spread.
 
-Shape letters: N images, H W image. Colours are clipped to [0, 1] first (lyra_decoder.md 8).
+Shape letters: N images, H W image. Colours are clipped to [0, 1] first (docs/reference/lyra_training.md,
+"Metrics").
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Camera paths to generate along: GEN3C's kinds, Lyra's six per scene, and free paths fitted to a scene.
 
 A path starts at the identity: the camera of the input image is the world. For videos, whose own camera may
-move, `follow` lays the path onto the source cameras. Source: gen3c_generation.md C, C4, D4.
+move, `follow` lays the path onto the source cameras.
+
+Source: docs/reference/gen3c.md, "Camera motions", "The six of Lyra" and "Reversed video".
 """
 
 from __future__ import annotations
@@ -115,7 +117,8 @@ def lyra_six(
 
     The draw of a path depends on seed, scene and path alone. `legacy` repeats the official script, where
     paths 1 to 5 get the first draw of Python's generator for every scene; its path 0 is drawn from an
-    unseeded generator, which cannot be repeated, so that one is drawn as usual (gen3c_generation.md C4).
+    unseeded generator, which cannot be repeated, so that one is drawn as usual
+    (docs/reference/gen3c.md, "The six of Lyra").
     """
     return tuple(
         CameraPathConfig(
@@ -162,7 +165,7 @@ def flipped_path(path: CameraPath, source: CameraPath) -> CameraPath:
     """The path of flip supervision, in forward time: it reaches the source camera at the last frame.
 
     The video is generated along `reversed_in_time` of this, on the reversed source; frames, intrinsics and
-    poses are then all turned back, of which the official script forgets the poses (D4).
+    poses are then all turned back, of which the official script forgets the poses.
     """
     return reversed_in_time(follow(path, reversed_in_time(source)))
 

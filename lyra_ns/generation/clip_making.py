@@ -11,6 +11,7 @@ from lyra_ns.codec.interface import VideoCodec
 from lyra_ns.data.video_files import VideoSize
 from lyra_ns.decoder import LatentGaussianDecoder
 from lyra_ns.generation.camera_paths import LookAt
+from lyra_ns.generation.clip_sizes import MULTIPLE, ClipSizes
 from lyra_ns.generation.decoder_input import FULL_SIZE, is_small, usual_size
 from lyra_ns.generation.kept_clips import KeptClips
 from lyra_ns.generation.scene_plan import ScenePlan
@@ -164,6 +165,14 @@ def look_at_of(settings: GenerateSettings) -> LookAt:
     return "gen3c" if teacher_name(settings) == "gen3c" else "exact"
 
 
+def paths_follow_near(settings: GenerateSettings, decoder: LatentGaussianDecoder) -> bool:
+    """Whether named paths are as long as the near depth asks for, or as in the official data."""
+    if settings.paths_follow != "auto":
+        return settings.paths_follow == "near"
+    is_official = teacher_name(settings) == "gen3c" or not is_small(decoder.config)
+    return not is_official and settings.depth_units != "centre_quantile"
+
+
 def clip_title(settings: GenerateSettings, is_stored: bool) -> str:
     """What the clips of the contact sheet are called."""
     if is_stored:
@@ -171,10 +180,10 @@ def clip_title(settings: GenerateSettings, is_stored: bool) -> str:
     return "clip (warped)" if teacher_name(settings) == "warp" else f"clip ({teacher_name(settings)})"
 
 
-def clip_size(settings: GenerateSettings, decoder: LatentGaussianDecoder) -> VideoSize:
-    """Frames, height and width of the clips: as asked for, else as decoder and teacher know them.
+def clip_sizes(settings: GenerateSettings, decoder: LatentGaussianDecoder) -> ClipSizes:
+    """Frames, height and width of the clips: as asked for, else as decoder, teacher and picture have them.
 
-    ValueError for what no video of theirs can have.
+    GEN3C and Lyra's own decoders know one size; ValueError for what no video of theirs can have.
     """
     usual = FULL_SIZE if teacher_name(settings) == "gen3c" else usual_size(decoder.config)
     size = VideoSize(
@@ -182,10 +191,17 @@ def clip_size(settings: GenerateSettings, decoder: LatentGaussianDecoder) -> Vid
         settings.height or usual.height,
         settings.width or usual.width,
     )
-    if size.height % 16 or size.width % 16 or min(size.height, size.width) < 16:
+    if size.height % MULTIPLE or size.width % MULTIPLE or min(size.height, size.width) < MULTIPLE:
         raise ValueError(
-            f"expected --height and --width in multiples of 16, found {size.height} and {size.width}"
+            f"expected --height and --width in multiples of {MULTIPLE}, found {size.height} and {size.width}"
         )
     if size.num_frames < 9 or size.num_frames % 8 != 1:
         raise ValueError(f"expected --num-frames of 8k + 1 (9, 17 ... 121), found {size.num_frames}")
-    return size
+    is_asked_for = settings.height is not None or settings.width is not None
+    return ClipSizes(size, usual != FULL_SIZE and not settings.crop and not is_asked_for)
+
+
+def decoder_size(settings: GenerateSettings, decoder: LatentGaussianDecoder, clips: VideoSize) -> VideoSize:
+    """The size at which clips of another codec are encoded again for the decoder: all of them, if it can."""
+    usual = usual_size(decoder.config)
+    return ClipSizes(usual, usual != FULL_SIZE and not settings.crop).of_picture(clips.height, clips.width)

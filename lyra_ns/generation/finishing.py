@@ -46,7 +46,7 @@ class GeneratedScene:
     """What a run made."""
 
     folder: Path
-    """Where its files are."""
+    """Where its files are, if any were written."""
     record: dict[str, Any]
     """What record.json says; of a dry run, what was planned."""
     instants: tuple[Instant, ...] = ()
@@ -82,11 +82,13 @@ class SceneFinisher:
         device: torch.device,
         progress: StageProgress,
         refine_steps: int,
+        writes_files: bool = True,
     ) -> None:
-        """`size` is that of the clips that were asked for."""
+        """`size` is the usual one of clips, for latents that come without a picture."""
         self.settings, self.size = settings, size
         self.decoder, self.device = decoder, device
         self.progress, self.refine_steps = progress, refine_steps
+        self.writes_files = writes_files
 
     def __call__(self, clips: SceneClips) -> GeneratedScene:
         """Reconstruct, refine and write; the folder appears at the end."""
@@ -100,18 +102,35 @@ class SceneFinisher:
         total = sum(instant.gaussians.num for instant in instants)
         self.progress.say(f"      {total:,} Gaussians; lengths times {unit.factor:.3g} ({unit.origin})")
         instants, refinements = self._refined(instants, given, clips, unit.factor, drawn)
+        if not self.writes_files:
+            record = self._record(instants, given, clips, unit, refinements, drawn)
+            return GeneratedScene(settings.output, record, instants, given)
         with whole_folder(settings.output) as folder:
             self._write(folder, instants, given, drawn, is_new=plan is not None)
-            num_gaussians = [instant.gaussians.num for instant in instants]
-            record = record_of(settings, self.size, plan)
-            record |= record_of_result(given, unit, clips.notes, num_gaussians, settings, self.device)
-            record["refinement"] = refinement_record(refinements)
-            record["quality"] = self._quality(instants[0], given, clips, unit.factor, drawn)
-            record["seconds"] = {stage.name: round(stage.seconds, 2) for stage in self.progress.meter.stages}
-            record["total_seconds"] = round(self.progress.seconds, 2)
+            record = self._record(instants, given, clips, unit, refinements, drawn)
             write_record(folder / "record.json", record)
         self._say_end(plan)
         return GeneratedScene(settings.output, record, instants, given)
+
+    def _record(
+        self,
+        instants: Sequence[Instant],
+        given: DecoderInput,
+        clips: SceneClips,
+        unit: LengthUnit,
+        refinements: list[Refinement],
+        drawn: RenderSettings,
+    ) -> dict[str, Any]:
+        """How the scene was made and how good it is, with the seconds of all stages until now."""
+        settings, plan = self.settings, clips.plan
+        num_gaussians = [instant.gaussians.num for instant in instants]
+        record = record_of(settings, self.size if plan is None else plan.frames.clip_size, plan)
+        record |= record_of_result(given, unit, clips.notes, num_gaussians, settings, self.device)
+        record["refinement"] = refinement_record(refinements)
+        record["quality"] = self._quality(instants[0], given, clips, unit.factor, drawn)
+        record["seconds"] = {stage.name: round(stage.seconds, 2) for stage in self.progress.meter.stages}
+        record["total_seconds"] = round(self.progress.seconds, 2)
+        return record
 
     def _reconstructor(self, codec: VideoCodec) -> Reconstructor:
         settings = self.settings

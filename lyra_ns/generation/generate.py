@@ -15,16 +15,18 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
+from lyra_ns.any_decoder import load_any_decoder
 from lyra_ns.codec import codec_for
-from lyra_ns.commands.any_decoder import load_any_decoder
-from lyra_ns.commands.choices import chosen_device
+from lyra_ns.device import chosen_device
 from lyra_ns.generation.clip_making import (
     chosen_teacher,
     clip_requests,
-    clip_size,
+    clip_sizes,
+    decoder_size,
     load_chosen_teacher,
     look_at_of,
     make_clips,
+    paths_follow_near,
     teacher_name,
 )
 from lyra_ns.generation.clip_sharing import check_num_gpus, make_shared_clips
@@ -32,7 +34,6 @@ from lyra_ns.generation.decoder_input import (
     check_enough_frames,
     clips_as_input,
     encoded_again,
-    usual_size,
 )
 from lyra_ns.generation.finishing import GeneratedScene, SceneClips, SceneFinisher
 from lyra_ns.generation.inputs import InputKind, SourceFrames, kind_of
@@ -51,13 +52,16 @@ from lyra_ns.generation.settings import GenerateSettings
 from lyra_ns.generation.teachers.interface import CameraVideoTeacher, TeacherClip, TeacherRequest
 from lyra_ns.rendering import RenderSettings, choose_renderer
 
-NUM_STAGES = {"make": 9, "preview": 4, "decode": 5}
-"""Stages from pictures, of a dry run, and from latents; one more where Gaussians are refined."""
+NUM_STAGES = {"make": 9, "preview": 4, "decode": 5, "write": 2}
+"""Stages from pictures, of a dry run, from latents, and of the files of either; one more for refinement."""
 
 
-def generate(settings: GenerateSettings, console: Console | None = None) -> GeneratedScene:
+def generate(
+    settings: GenerateSettings, console: Console | None = None, writes_files: bool = True
+) -> GeneratedScene:
     """The scene that the settings ask for; its files are in the output folder, whole or not at all.
 
+    Without `writes_files` the scene is only returned, and nothing is drawn for files (not of a dry run).
     Clips are kept in OUTPUT/unfinished until all is done: after an error, or a kill, the same call goes on.
     ValueError, FileNotFoundError, FileExistsError, NotADirectoryError or ModuleNotFoundError, in one
     sentence, for input and settings of which no scene can be made; nothing else is written then.
@@ -70,28 +74,32 @@ def generate(settings: GenerateSettings, console: Console | None = None) -> Gene
     if kind == "latents" and settings.dry_run:
         raise ValueError("latents need no preview, their clips are made: leave --dry-run out")
     if kind == "latents":
-        return _Run(settings, "decode", console).from_latents()
+        return _Run(settings, "decode", console, writes_files).from_latents()
     if settings.dry_run:
         return _Run(settings, "preview", console).preview(kind)
-    return _Run(settings, "make", console).from_source(kind)
+    return _Run(settings, "make", console, writes_files).from_source(kind)
 
 
 class _Run:
     """One run: what its stages share."""
 
-    def __init__(self, settings: GenerateSettings, way: str, console: Console | None) -> None:
+    def __init__(
+        self, settings: GenerateSettings, way: str, console: Console | None, writes_files: bool = True
+    ) -> None:
         self.settings = settings
         self.device = chosen_device(settings.device)
         check_num_gpus(settings.num_gpus, self.device)
         refine_steps = 0 if way == "preview" else num_refine_steps(settings, way == "decode", self.device)
-        self.progress = StageProgress(NUM_STAGES[way] + (refine_steps > 0), self.device, console)
+        num_stages = NUM_STAGES[way] + (refine_steps > 0) - (0 if writes_files else NUM_STAGES["write"])
+        self.progress = StageProgress(num_stages, self.device, console)
         with self.progress.stage("decoder read"):
             self.decoder = load_any_decoder(settings.checkpoint, settings.config).eval()
-        self.size = clip_size(settings, self.decoder)
+        self.sizes = clip_sizes(settings, self.decoder)
+        self.size = self.sizes.usual
         # Here, because clips take long and would be lost where the renderer that is asked for is not there.
         choose_renderer(RenderSettings(response=settings.response), self.device)
         self._finish = SceneFinisher(
-            settings, self.decoder, self.size, self.device, self.progress, refine_steps
+            settings, self.decoder, self.size, self.device, self.progress, refine_steps, writes_files
         )
 
     def from_source(self, kind: InputKind) -> GeneratedScene:
@@ -99,10 +107,10 @@ class _Run:
         plan = self._plan(kind)
         with self.progress.stage("teacher read"):
             teacher, codec = load_chosen_teacher(self.settings, self.decoder, self.device)
-        decoder_size = usual_size(self.decoder.config)
+        size_again = decoder_size(self.settings, self.decoder, self.size)
         is_foreign = codec.spec.digest != teacher.codec.spec.digest
         if is_foreign:
-            check_enough_frames(self.size.num_frames, decoder_size)
+            check_enough_frames(self.size.num_frames, size_again)
         kept = kept_clips(self.settings, plan, teacher, self.device)
         requests = clip_requests(plan, self.settings, teacher.needs_cache)
         num_there = 0 if kept is None else len(kept.there(requests))
@@ -120,10 +128,10 @@ class _Run:
             del teacher, clips
             if is_foreign:
                 self.progress.say(
-                    f"      encoded again for this decoder: {decoder_size.num_frames} frames of "
-                    f"{decoder_size.width} x {decoder_size.height}, codec {codec.spec.codec}"
+                    f"      encoded again for this decoder: {size_again.num_frames} frames of "
+                    f"{size_again.width} x {size_again.height}, codec {codec.spec.codec}"
                 )
-                given = encoded_again(given, codec, decoder_size, self.device)
+                given = encoded_again(given, codec, size_again, self.device)
             return self._finish(SceneClips(given, codec, plan, known, notes))
 
     def _clips(
@@ -176,13 +184,22 @@ class _Run:
     def _plan(self, kind: InputKind) -> ScenePlan:
         progress, settings = self.progress, self.settings
         with progress.stage("input read"):
-            frames = read_source(kind, settings, self.size, self.device)
+            frames = read_source(kind, settings, self.sizes, self.device)
+        self.size = frames.clip_size
         for note in frames.notes:
             progress.say(f"      {note}")
         self._check_motion(frames)
         with progress.stage("depth found") as on_step:
             found = depth_of_frames(frames, settings.depth, self.device, on_step)
-            plan = plan_scene(frames, found, settings, self.size, look_at_of(settings), self.device)
+            plan = plan_scene(
+                frames,
+                found,
+                settings,
+                self.size,
+                look_at_of(settings),
+                self.device,
+                follows_near=paths_follow_near(settings, self.decoder),
+            )
         scale = plan.scale
         progress.say(f"      depth: {found.reason}")
         progress.say(f"      lens: {found.intrinsics_origin}")
@@ -190,6 +207,9 @@ class _Run:
             f"      units: depth times {scale.depth_factor:.4g}, paths turn about {scale.centre_depth:.3g}; "
             f"a unit of path files is {scale.path_factor:.4g} ({scale.pose_scale_origin})"
         )
+        for path in plan.paths:
+            if path.shortening:
+                progress.say(f"      {path.shortening}")
         return plan
 
     def _check_motion(self, frames: SourceFrames) -> None:

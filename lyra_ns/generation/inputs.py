@@ -19,6 +19,7 @@ from lyra_ns.cameras import crop_and_resize_intrinsics
 from lyra_ns.data.resizing import resize_rgb
 from lyra_ns.data.video_files import VideoSize
 from lyra_ns.generation import image_files
+from lyra_ns.generation.clip_sizes import LONGEST_ASPECT, ClipSizes, size_of_aspect
 from lyra_ns.generation.depth.estimator import intrinsics_of_focal, intrinsics_of_fov
 from lyra_ns.generation.depth.vipe import ViPEClip, read_vipe, vipe_clips
 from lyra_ns.generation.image_files import check_size, read_image
@@ -30,7 +31,7 @@ InputKind = Literal["image", "video", "vipe", "latents", "prompt"]
 FINER = 2
 """Small clips are warped from a picture of so many times their size, so that splatting does not blur them."""
 FINER_UP_TO = 512
-"""Widest clips, in pixels, that this is done for."""
+"""Longest side of clips, in pixels, that this is done for."""
 MUCH_LOST = 0.25
 """Share of a picture that is cut away from which on it is said how to keep it."""
 
@@ -51,6 +52,8 @@ class SourceFrames:
     """Where they come from, in words; empty for None."""
     given_size: tuple[int, int]
     """Height and width before the crop."""
+    clip_size: VideoSize
+    """Frames, height and width of the clips that are made of them."""
     notes: tuple[str, ...] = ()
     """What was done to the input, in words for the user."""
     vipe: ViPEClip | None = None
@@ -90,10 +93,10 @@ def kind_of(path: Path) -> InputKind:
     )
 
 
-def read_image_input(path: Path, settings: GenerateSettings, size: VideoSize) -> SourceFrames:
+def read_image_input(path: Path, settings: GenerateSettings, sizes: ClipSizes) -> SourceFrames:
     """The picture of a file."""
     image = read_image(path)
-    return image_input(path.stem, "image", image.rgb, settings, size, image.notes, image.focal_share)
+    return image_input(path.stem, "image", image.rgb, settings, sizes, image.notes, image.focal_share)
 
 
 def image_input(
@@ -101,42 +104,43 @@ def image_input(
     kind: InputKind,
     rgb: UInt8[Tensor, "3 H W"],
     settings: GenerateSettings,
-    size: VideoSize,
+    sizes: ClipSizes,
     notes: Sequence[str] = (),
     focal_share: float | None = None,
 ) -> SourceFrames:
     """A picture that is in memory; `focal_share` is its focal length over its width, where that is known."""
     given = (rgb.shape[-2], rgb.shape[-1])
-    return _fitted(name, kind, rgb[None], given, settings, size, notes, focal_share)
+    return _fitted(name, kind, rgb[None], given, settings, sizes, notes, focal_share)
 
 
-def read_video_input(path: Path, settings: GenerateSettings, size: VideoSize) -> SourceFrames:
+def read_video_input(path: Path, settings: GenerateSettings, sizes: ClipSizes) -> SourceFrames:
     """The frames of a video that a clip needs, or the first of them alone with --first-frame-only."""
-    wanted = 1 if settings.first_frame_only else size.num_frames
+    wanted = 1 if settings.first_frame_only else sizes.usual.num_frames
 
     def resized(rgb: Tensor) -> Tensor:
         height, width = rgb.shape[-2:]
         check_size(height, width, f"video {path}")
-        return resize_rgb(rgb, *finer_size((height, width), size))
+        return resize_rgb(rgb, *finer_size((height, width), sizes.of_picture(height, width)))
 
     frames = read_frames(path, wanted, settings.frames_from, settings.fps, resized)
-    return _fitted(path.stem, "video", frames.rgb, frames.given_size, settings, size, frames.notes, None)
+    return _fitted(path.stem, "video", frames.rgb, frames.given_size, settings, sizes, frames.notes, None)
 
 
-def read_vipe_input(root: Path, settings: GenerateSettings, size: VideoSize) -> SourceFrames:
+def read_vipe_input(root: Path, settings: GenerateSettings, sizes: ClipSizes) -> SourceFrames:
     """Frames, cameras and depth of a clip of ViPE's output, or of its first frame alone."""
     if settings.fps is not None:
         raise ValueError("--fps is for videos; ViPE's frames have poses of their own: leave it out")
     name = settings.clip or vipe_clips(root)[0]
-    wanted = 1 if settings.first_frame_only else size.num_frames
+    wanted = 1 if settings.first_frame_only else sizes.usual.num_frames
     clip = read_vipe(root, name, start=settings.frames_from, num_frames=wanted)
     given = (clip.cameras.height, clip.cameras.width)
     check_size(*given, f"ViPE's video {name}")
+    size = sizes.of_picture(*given)
     target = finer_size(given, size)
     clip = clip.resized(*target)
-    notes = (fitting_note(given, target, size),)
+    notes = (fitting_note(given, target, sizes),)
     intrinsics = clip.cameras.intrinsics[0]
-    return SourceFrames(name, "vipe", clip.rgb, intrinsics, "ViPE", given, notes, clip)
+    return SourceFrames(name, "vipe", clip.rgb, intrinsics, "ViPE", given, size, notes, clip)
 
 
 def _fitted(
@@ -145,45 +149,42 @@ def _fitted(
     rgb: UInt8[Tensor, "S 3 H W"],
     given: tuple[int, int],
     settings: GenerateSettings,
-    size: VideoSize,
+    sizes: ClipSizes,
     notes: Sequence[str],
     focal_share: float | None,
 ) -> SourceFrames:
     """The frames at the size at which they are kept; `given` is the size before any crop."""
+    size = sizes.of_picture(*given)
     target = finer_size(given, size)
     intrinsics, origin = _given_intrinsics(settings, given, focal_share)
     if intrinsics is not None:
         intrinsics = crop_and_resize_intrinsics(intrinsics, given, target)
-    notes = (*notes, fitting_note(given, target, size))
-    return SourceFrames(name, kind, resize_rgb(rgb, *target), intrinsics, origin, given, notes)
+    notes = (*notes, fitting_note(given, target, sizes))
+    return SourceFrames(name, kind, resize_rgb(rgb, *target), intrinsics, origin, given, size, notes)
 
 
 def finer_size(given: tuple[int, int], size: VideoSize) -> tuple[int, int]:
     """Height and width at which a picture is kept: the clip's, or twice that for small clips of large."""
     has_enough = given[0] >= FINER * size.height and given[1] >= FINER * size.width
-    times = FINER if has_enough and size.width <= FINER_UP_TO else 1
+    times = FINER if has_enough and max(size.height, size.width) <= FINER_UP_TO else 1
     return times * size.height, times * size.width
 
 
-def fitting_note(given: tuple[int, int], target: tuple[int, int], size: VideoSize) -> str:
+def fitting_note(given: tuple[int, int], target: tuple[int, int], sizes: ClipSizes) -> str:
     """What crop and resize did, in words; sizes are (height, width)."""
+    size = sizes.of_picture(*given)
     ratio = min(given[0] / target[0], given[1] / target[1])
     kept = (int(target[0] * ratio), int(target[1] * ratio))
     lost = 1 - kept[0] * kept[1] / (given[0] * given[1])
     cut = f"cropped in the middle to {kept[1]} x {kept[0]} ({lost:.0%} cut away)" if lost else "not cropped"
-    small = "; it is smaller than the clips and was enlarged" if ratio < 1 else ""
-    if lost > MUCH_LOST:
-        rows, columns = uncropped_size(given, size)
-        small += f"; --height {rows} --width {columns} would keep it, at an untrained size"
+    more = "; it is smaller than the clips and was enlarged" if ratio < 1 else ""
+    if sizes.keeps_aspect and max(given) > LONGEST_ASPECT * min(given):
+        more += f"; clips get no longer than {LONGEST_ASPECT:g}:1, beyond which no decoder was trained"
+    elif lost > MUCH_LOST:
+        rows, columns = size_of_aspect(given[1] / given[0], size.height * size.width)
+        more += f"; --height {rows} --width {columns} would keep it, at a size that models may not know"
     clips = f"clips of {size.width} x {size.height}"
-    return f"{given[1]} x {given[0]} (width x height), {cut}, for {clips}{small}"
-
-
-def uncropped_size(given: tuple[int, int], size: VideoSize) -> tuple[int, int]:
-    """Height and width, multiples of 16, with about the area of the clips and the aspect of the picture."""
-    scale = math.sqrt(size.height * size.width / (given[0] * given[1]))
-    rows, columns = (max(1, round(side * scale / 16)) * 16 for side in given)
-    return rows, columns
+    return f"{given[1]} x {given[0]} (width x height), {cut}, for {clips}{more}"
 
 
 def _given_intrinsics(

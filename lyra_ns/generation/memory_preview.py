@@ -8,12 +8,11 @@ import torch
 
 from lyra_ns.data.video_files import VideoSize
 from lyra_ns.decoder import LatentGaussianDecoder
-from lyra_ns.generation.clip_making import teacher_name
-from lyra_ns.generation.decoder_input import is_small, usual_size
+from lyra_ns.generation.clip_making import decoder_size, teacher_name
+from lyra_ns.generation.decoder_input import is_small
 from lyra_ns.generation.settings import GenerateSettings
 from lyra_ns.memory_estimate import SceneSize, estimate_inference_memory, gib, inference_plan
 from lyra_ns.memory_limits import available_bytes
-from lyra_ns.ssd_bidirectional import scan_form
 
 CELL = 8
 """Pixels, and frames, of a latent cell along each axis."""
@@ -29,7 +28,7 @@ def memory_lines(
     """What decoder and teacher will need on the device, in words."""
     name = teacher_name(settings)
     if name == "gen3c" and is_small(decoder.config):
-        size = usual_size(decoder.config)
+        size = decoder_size(settings, decoder, size)
     scene = SceneSize(num_paths, (size.num_frames - 1) // CELL + 1, size.height // CELL, size.width // CELL)
     codec = "linear" if is_small(decoder.config) else "cosmos"
     estimate = estimate_inference_memory(
@@ -38,7 +37,7 @@ def memory_lines(
         inference_plan(codec, is_chunked=settings.memory == "low"),
         prune_ratio=settings.prune_ratio,
         codec=codec,
-        scan=scan_form(decoder.scan.form_on(device), decoder.config, device),
+        scan=decoder.config.scan_form(decoder.scan.form_on(device), device),
         is_low_precision=decoder.config.parity or decoder.uses_autocast(device.type),
     )
     free = available_bytes(device)

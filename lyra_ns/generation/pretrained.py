@@ -6,16 +6,15 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 
+from lyra_ns.device import MemoryName
 from lyra_ns.generation.complete_weights import MissingWeights, refusing_missing_weights
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-Memory = Literal["fast", "balanced", "low"]
-"""fast: all weights on the device. balanced: the part that runs. low: the layer that runs."""
 Loaded = TypeVar("Loaded")
 
 
@@ -161,7 +160,7 @@ def default_dtype(device: torch.device | str, dtype: torch.dtype | None) -> torc
     return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
 
 
-def place(pipeline: Any, device: torch.device | str, memory: Memory) -> Any:
+def place(pipeline: Any, device: torch.device | str, memory: MemoryName) -> Any:
     """The pipeline of diffusers, ready to run on `device` with as much of its weights there as `memory` says.
 
     On a CPU there is nothing to save, and all three are the same. `low` also decodes in tiles, which blends

@@ -14,9 +14,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from lyra_ns.commands.reconstruct import chosen_trajectories, open_scene, read_inputs
 from lyra_ns.data.files import write_whole
-from lyra_ns.data.video_files import VideoSize
+from lyra_ns.data.open import chosen_trajectories, open_scene, read_inputs
+from lyra_ns.generation.clip_sizes import ClipSizes
 from lyra_ns.generation.decoder_input import DecoderInput
 from lyra_ns.generation.inputs import (
     FINER,
@@ -42,23 +42,23 @@ MADE_FROM = "made from"
 
 
 def read_source(
-    kind: InputKind, settings: GenerateSettings, size: VideoSize, device: torch.device
+    kind: InputKind, settings: GenerateSettings, sizes: ClipSizes, device: torch.device
 ) -> SourceFrames:
     """The frames of an input; FileNotFoundError or ValueError say what is wrong with it."""
     if kind == "prompt":
-        return _made_from_prompt(settings, size, device)
+        return _made_from_prompt(settings, sizes, device)
     assert settings.input is not None
     if kind == "image":
-        return read_image_input(settings.input, settings, size)
+        return read_image_input(settings.input, settings, sizes)
     if kind == "vipe":
-        return read_vipe_input(settings.input, settings, size)
+        return read_vipe_input(settings.input, settings, sizes)
     if not (settings.static_camera or settings.first_frame_only):
         raise ValueError(
             f"video {settings.input} needs the cameras of its frames: run `vipe infer VIDEO -p lyra -o DIR` "
             "and give DIR, say that its camera stands still (--static-camera), or take one frame "
             "(--first-frame-only)"
         )
-    return read_video_input(settings.input, settings, size)
+    return read_video_input(settings.input, settings, sizes)
 
 
 def stored_input(settings: GenerateSettings) -> DecoderInput:
@@ -84,10 +84,11 @@ def stored_input(settings: GenerateSettings) -> DecoderInput:
     )
 
 
-def _made_from_prompt(settings: GenerateSettings, size: VideoSize, device: torch.device) -> SourceFrames:
+def _made_from_prompt(settings: GenerateSettings, sizes: ClipSizes, device: torch.device) -> SourceFrames:
     from lyra_ns.generation.text.to_image import load_text_to_image
 
     assert settings.prompt is not None
+    size = sizes.usual
     height, width = finer_size((FINER * size.height, FINER * size.width), size)
     made_from = f"{settings.text_to_image} {settings.seed} {height} {width} {settings.prompt}"
     path = unfinished_folder(settings.output) / "picture.png"
@@ -97,7 +98,7 @@ def _made_from_prompt(settings: GenerateSettings, size: VideoSize, device: torch
         rgb = make(settings.prompt, height, width, settings.seed)
         _keep_picture(path, made_from, rgb)
     name = re.sub(r"\W+", "_", settings.prompt.lower()).strip("_")[:NAME_LENGTH] or "prompt"
-    return image_input(name, "prompt", rgb, settings, size, (f"made by {settings.text_to_image}",))
+    return image_input(name, "prompt", rgb, settings, sizes, (f"made by {settings.text_to_image}",))
 
 
 def _kept_picture(path: Path, made_from: str) -> UInt8[Tensor, "3 H W"] | None:

@@ -54,9 +54,14 @@ def record_of(settings: GenerateSettings, size: VideoSize, plan: ScenePlan | Non
             "is_metric": found.first.is_metric,
             "share_known": round(float((found.depth > 0).float().mean()), 4),
         },
-        "scale": asdict(plan.scale),
+        "scale": asdict(plan.scale) | {"near_depth": plan.near_depth},
         "paths": [
-            {"trajectory": path.trajectory, "name": path.name, "distance": path.distance}
+            {
+                "trajectory": path.trajectory,
+                "name": path.name,
+                "distance": path.distance,
+                "drawn_distance": path.drawn_distance,
+            }
             for path in plan.paths
         ],
         "seed": settings.seed,

@@ -5,6 +5,7 @@ Shape letters: S frames, H W image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,8 @@ from lyra_ns.generation.depth.estimator import DepthEstimator, DepthPrediction, 
 from lyra_ns.generation.inputs import SourceFrames
 
 ASSUMED_FOV = 58.0
-"""Degrees across the width of clips where nothing says it: a focal length of 0.9 widths, about a phone's."""
+"""Degrees across the longer side of clips where nothing says it: a focal length of 0.9 of that side, about a
+phone's, which may have been held upright."""
 SAME_ASPECT = 0.02
 """How much the aspects of a depth file and its picture may differ, as a share."""
 
@@ -58,7 +60,7 @@ def depth_of_frames(
     chosen = load_depth(choice, device)
     estimator = chosen.estimator
     if isinstance(estimator, PlaneDepth):
-        estimator = replace(estimator, fov_x=ASSUMED_FOV)
+        estimator = replace(estimator, fov_x=_assumed_fov_x(*frames.rgb.shape[-2:]))
     return _estimated(frames, estimator, chosen.reason, device, on_step)
 
 
@@ -132,6 +134,13 @@ def _with_intrinsics(
     intrinsics, origin = frames.intrinsics, frames.intrinsics_origin
     if intrinsics is None:
         height, width = frames.rgb.shape[-2:]
-        intrinsics = intrinsics_of_fov(ASSUMED_FOV, height, width)
-        origin = f"assumed: {ASSUMED_FOV:g} degrees wide, because nothing says it (--fov, --intrinsics)"
+        intrinsics = intrinsics_of_fov(_assumed_fov_x(height, width), height, width)
+        side = "high" if height > width else "wide"
+        origin = f"assumed: {ASSUMED_FOV:g} degrees {side}, because nothing says it (--fov, --intrinsics)"
     return SceneDepth(depth, first, intrinsics.float().cpu(), origin, reason)
+
+
+def _assumed_fov_x(height: int, width: int) -> float:
+    """Degrees across the width of a picture whose lens is not known."""
+    half = math.tan(math.radians(ASSUMED_FOV) / 2)
+    return 2 * math.degrees(math.atan(half * width / max(height, width)))

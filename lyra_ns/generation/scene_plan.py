@@ -33,6 +33,7 @@ from lyra_ns.generation.camera_paths import (
 )
 from lyra_ns.generation.depth.scene_scale import SceneScale, scene_depth, scene_scale
 from lyra_ns.generation.inputs import SourceFrames, masked_out
+from lyra_ns.generation.path_clearance import clear_distance, near_depth
 from lyra_ns.generation.scene_depth import SceneDepth
 from lyra_ns.generation.settings import GenerateSettings
 from lyra_ns.trajectories import MOTIONS
@@ -53,6 +54,16 @@ class PlannedPath:
     """Length in units of the centre depth; None for paths from files."""
     cameras: CameraPath
     """The path [L], in units of the scene, in the world of the first source camera."""
+    drawn_distance: float | None = None
+    """Length that it would have if nothing were in its way; None for paths from files."""
+
+    @property
+    def shortening(self) -> str:
+        """What it cost to keep clear of near things, in words; empty for nothing."""
+        if self.distance is None or self.drawn_distance is None or self.distance == self.drawn_distance:
+            return ""
+        share = self.distance / self.drawn_distance
+        return f"path {self.name}: {share:.0%} of its length, or it would fly through what is near"
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,8 @@ class ScenePlan:
     """Units of the scene."""
     found: SceneDepth
     """Depth as it was found, and the lens."""
+    near_depth: float
+    """Depth of what is near in the middle of the first frame, in units of the scene."""
 
     def without_cache(self) -> ScenePlan:
         """The same without the cache, whose memory is free when no request holds it."""
@@ -98,10 +111,13 @@ def plan_scene(
     size: VideoSize,
     look_at: LookAt,
     device: torch.device | str = "cpu",
+    *,
+    follows_near: bool = False,
 ) -> ScenePlan:
     """The cache of a scene and its paths; the cache lies on `device`, everything else on the CPU.
 
-    FileNotFoundError or ValueError for paths and scales that cannot be used.
+    With `follows_near` paths turn about the near depth instead of the centre of the official data, and are as
+    long as that asks for. FileNotFoundError or ValueError for paths and scales that cannot be used.
     """
     if frames.is_video and len(settings.trajectory) > FIRST_FLIPPED_ID:
         raise ValueError(
@@ -118,15 +134,18 @@ def plan_scene(
     # An estimator's unknown is sky; ViPE's is a pixel that it did not understand.
     is_estimated = frames.vipe is None
     depth = scene_depth(found.depth, scale) if is_estimated else found.depth * scale.depth_factor
+    near = near_depth(depth[0])
+    if follows_near:
+        scale = replace(scale, centre_depth=near)
     source = _source_cameras(frames, found, scale)
     clip_source = source.resized(size.height, size.width)
     paths = tuple(
         replace(path, cameras=_laid_on(path.cameras, clip_source))
-        for path in _paths(settings, frames.name, scale, clip_source.intrinsics[0], size, look_at)
+        for path in _paths(settings, frames.name, scale, clip_source.intrinsics[0], size, look_at, depth)
     )
     image = resize_rgb(frames.rgb[:1], size.height, size.width)[0].float() / 255
     cache = _cache(frames, depth, source, device)
-    return ScenePlan(frames.name, frames, image, depth, cache, paths, scale, found)
+    return ScenePlan(frames.name, frames, image, depth, cache, paths, scale, found, near)
 
 
 def _laid_on(path: CameraPath, source: CameraPath) -> CameraPath:
@@ -148,7 +167,8 @@ def _source_cameras(frames: SourceFrames, found: SceneDepth, scale: SceneScale) 
 
 
 def _cache(frames: SourceFrames, depth: Tensor, source: CameraPath, device: torch.device | str) -> SceneCache:
-    settings = CacheSettings.for_width(source.width)
+    # Of upright pictures the longer side, too: it is what lenses are chosen by, so pixels are as wide.
+    settings = CacheSettings.for_width(max(source.height, source.width))
     rgb = frames.rgb.to(device).float() / 255
     mask = masked_out(frames)
     depth, source = depth.to(device), source.to(device)
@@ -164,20 +184,24 @@ def _paths(
     intrinsics: Float[Tensor, " 4"],
     size: VideoSize,
     look_at: LookAt,
+    depth: Float[Tensor, "S h w"],
 ) -> list[PlannedPath]:
     """Paths from the identity: those that were named, or the first of Lyra's six in the decoders' order."""
     six = lyra_six(settings.seed, scene, distance_factor=settings.distance_factor, look_at=look_at)
 
     def named(config: CameraPathConfig, number: int) -> PlannedPath:
-        cameras = camera_path(
-            config,
-            centre_depth=scale.centre_depth,
-            num_frames=size.num_frames,
-            intrinsics=intrinsics,
-            height=size.height,
-            width=size.width,
-        )
-        return PlannedPath(config.kind, number, config.distance, cameras)
+        def path_of(distance: float) -> CameraPath:
+            return camera_path(
+                replace(config, distance=distance),
+                centre_depth=scale.centre_depth,
+                num_frames=size.num_frames,
+                intrinsics=intrinsics,
+                height=size.height,
+                width=size.width,
+            )
+
+        distance = clear_distance(path_of, config.distance, depth)
+        return PlannedPath(config.kind, number, distance, path_of(distance), config.distance)
 
     if not settings.trajectory:
         return [named(six[number], number) for number in READING_ORDER[: settings.num_trajectories]]

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lyra_ns.commands.choices import DecoderChoice
+from lyra_ns.device import MemoryName
+from lyra_ns.options import DecoderChoice
 
 
 @dataclass(kw_only=True)
@@ -24,9 +25,12 @@ class GenerateSettings(DecoderChoice):
     negative_prompt: str | None = None
     """What the video model shall not show; by default the teacher's own words."""
     height: int | None = None
-    """Height of the clips in pixels, a multiple of 16; by default what the decoder was trained for."""
+    """Height of the clips in pixels, a multiple of 16; by default by the picture's aspect, see --crop."""
     width: int | None = None
-    """Width of the clips in pixels, a multiple of 16; by default what the decoder was trained for."""
+    """Width of the clips in pixels, a multiple of 16; by default by the picture's aspect, see --crop."""
+    crop: bool = False
+    """Crop the picture to the usual size of clips. By default all of it is kept: clips have its aspect and
+    about the usual area; GEN3C and Lyra's own decoders have one size, to which all is cropped."""
     num_frames: int | None = None
     """Frames of a clip, 8k + 1; by default what the decoder was trained for."""
     depth: str = "auto"
@@ -53,7 +57,11 @@ class GenerateSettings(DecoderChoice):
     seed: int = 0
     """Seed of the paths' lengths and of the video model's noise."""
     distance_factor: float = 1.0
-    """Makes the named paths so many times as long."""
+    """Makes named paths so many times as long, but never so long that they fly through what is near."""
+    paths_follow: Literal["auto", "near", "official"] = "auto"
+    """Depth that gives named paths their length and what they turn about: near, that of the subject (what is
+    near in the middle); official, 1 in MoGe's units or the median. auto: official for GEN3C, Lyra's own
+    decoders and --depth-units centre_quantile, else near."""
     look_at: Literal["auto", "gen3c", "exact"] = "auto"
     """Poses as GEN3C knows them, or with the centre exactly in the middle; auto: gen3c for that teacher."""
     path_length: Literal["exact", "first", "resample"] = "exact"
@@ -99,7 +107,7 @@ class GenerateSettings(DecoderChoice):
     """Numbers that a video model computes with; auto: bfloat16 on a GPU, float32 on a CPU."""
     text_to_image: str = "black-forest-labs/FLUX.1-dev"
     """Text-to-image model of diffusers, folder or hub id, for a prompt without an input."""
-    memory: Literal["fast", "balanced", "low"] = "balanced"
+    memory: MemoryName = "balanced"
     """Weights of the models kept on the GPU: all, those of the stage that runs, or as few as possible."""
     dry_run: bool = False
     """Only show what the teacher would be shown: OUTPUT/preview with warped frames, cameras and depth."""

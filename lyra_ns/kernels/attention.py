@@ -37,9 +37,6 @@ from lyra_ns.kernels.attention_kernels import attend_tile_kernel, largest_distan
 HEAD_DIM = 64
 """Channels of a head that the kernels are written for."""
 
-OVERLAPPED_KEYS = 64
-"""Keys of one tile of the kernel in overlapped_attention.py, which takes whole tiles alone."""
-
 _LARGEST_E4M3 = 448.0
 _LOG2_E = 1 / math.log(2)
 
@@ -154,8 +151,11 @@ def _launch(
 
 def suits_overlap(query: Tensor, key: Tensor) -> bool:
     """Whether the kernel of overlapped_attention.py takes these tensors: 16 bits, and whole tiles of keys."""
-    is_whole = query.dtype == key.dtype == torch.bfloat16 and key.shape[1] % OVERLAPPED_KEYS == 0
-    return is_whole and query.is_cuda and _has_gluon()
+    if not (query.dtype == key.dtype == torch.bfloat16 and query.is_cuda and _has_gluon()):
+        return False
+    from lyra_ns.kernels.overlapped_attention import OVERLAPPED_KEYS
+
+    return key.shape[1] % OVERLAPPED_KEYS == 0
 
 
 @cache

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lyra_ns.kernels.convolution_kernels import convolution_backward_kernel, convolution_kernel
-from lyra_ns.ssd_bidirectional import DirectedTokens
+from lyra_ns.ssd_types import DirectedTokens
 
 
 class Walk(NamedTuple):

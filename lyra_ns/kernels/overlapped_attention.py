@@ -15,11 +15,12 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from lyra_ns.kernels.attention import OVERLAPPED_KEYS
 from lyra_ns.kernels.overlapped_attention_kernel import GROUPS, attend_overlapped_kernel
 
 ROWS = 64
 """Queries of a group of four warps."""
+OVERLAPPED_KEYS = 64
+"""Keys of one tile; only whole tiles are taken."""
 NUM_SLOTS = 6
 """Tiles of keys, and of values, that shared memory holds at once."""
 REGISTERS = 65536 // ((GROUPS.value + 1) * 128) // 8 * 8

@@ -1,9 +1,9 @@
-"""The gradients of the state scan of Mamba-2, in Triton kernels for Hopper (lyra_decoder.md 1.4).
+"""The gradients of the state scan of Mamba-2, in Triton kernels for Hopper.
 
-The states before every chunk are walked once more, the gradients of the states behind every chunk by the
-same kernel from the end; nothing of the forward pass is kept but its inputs. For each chunk two states in the
-type of the tokens go through memory. The kernels and their notation are in ssd_backward_kernels.py and
-ssd_fading_kernels.py.
+The scan is that of docs/reference/decoder.md, "Blocks". The states before every chunk are walked once more,
+the gradients of the states behind every chunk by the same kernel from the end; nothing of the forward pass is
+kept but its inputs. For each chunk two states in the type of the tokens go through memory. The kernels and
+their notation are in ssd_backward_kernels.py and ssd_fading_kernels.py.
 """
 
 from __future__ import annotations

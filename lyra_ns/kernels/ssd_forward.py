@@ -1,9 +1,9 @@
-"""The state scan of Mamba-2 without gradient, in Triton kernels for Hopper (lyra_decoder.md 1.4).
+"""The state scan of Mamba-2 without gradient, in Triton kernels for Hopper.
 
-What `ssd_states.recurrent_states` computes, with softplus and skip around it. The work is cut so that the
-state of a head stays in registers over a whole segment of the sequence, and only its value before each chunk
-goes through memory, once, in the type of the tokens: chunk states are never summed in memory. The kernels
-and their notation are in ssd_forward_kernels.py.
+The scan is that of docs/reference/decoder.md, "Blocks": what `ssd_states.recurrent_states` computes, with
+softplus and skip around it. The work is cut so that the state of a head stays in registers over a whole
+segment of the sequence, and only its value before each chunk goes through memory, once, in the type of the
+tokens: chunk states are never summed in memory. The kernels and their notation are in ssd_forward_kernels.py.
 """
 
 from __future__ import annotations

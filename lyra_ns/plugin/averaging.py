@@ -1,6 +1,7 @@
 """A moving average of the decoder's weights, which is what evaluation and export see.
 
-The official training has none (lyra_decoder.md 7); the average of the last steps is steadier than the last.
+The official training has none (docs/reference/lyra_training.md, "Optimiser"); the average of the last steps
+is steadier than the last.
 """
 
 from __future__ import annotations

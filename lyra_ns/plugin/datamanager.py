@@ -1,4 +1,7 @@
-"""LyraDataManager: batches over many scenes for training, one active scene for everything that is shown."""
+"""LyraDataManager: batches over many scenes for training, one active scene for everything that is shown.
+
+What nerfstudio asks of it: docs/reference/nerfstudio.md, "Data manager and pipeline".
+"""
 
 from __future__ import annotations
 

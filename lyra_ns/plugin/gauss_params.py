@@ -1,4 +1,7 @@
-"""Our Gaussians in the spaces that nerfstudio's viewer and exporter read."""
+"""Our Gaussians in the spaces that nerfstudio's viewer and exporter read.
+
+Source: docs/reference/nerfstudio.md, "The exporter's contract".
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from lyra_ns.perceptual import BYTES_PER_PIXEL, PIXELS_AT_ONCE
 from lyra_ns.plugin.model_config import LyraModelConfig
 from lyra_ns.recomputation import RecomputePolicy, kept_bytes
 from lyra_ns.rendering.plan import RenderSize
-from lyra_ns.ssd_bidirectional import ScanForm
+from lyra_ns.ssd_types import ScanForm
 
 BYTES_PER_GAUSSIAN = 500
 """Raw channels, activated Gaussians, their rays and the gradients of all of these."""

@@ -1,4 +1,7 @@
-"""LyraModel: nerfstudio's view of the decoder. Gaussians are predicted from latents, never optimised."""
+"""LyraModel: nerfstudio's view of the decoder. Gaussians are predicted from latents, never optimised.
+
+What nerfstudio asks of it: docs/reference/nerfstudio.md, "The exporter's contract" and "The viewer".
+"""
 
 from __future__ import annotations
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from importlib import import_module
+from typing import Any, Literal
 
-from nerfstudio.models.base_model import ModelConfig
+from nerfstudio.models.base_model import Model, ModelConfig
 
 from lyra_ns.decoder_config import DecoderConfig
 from lyra_ns.losses import LossConfig
 from lyra_ns.rendering.types import RenderSettings
 
-if TYPE_CHECKING:
-    from lyra_ns.plugin.model import LyraModel
+MODEL_MODULE = "lyra_ns.plugin.model"
+"""By name, because the model's module needs this one."""
 
 
-def lyra_model(config: LyraModelConfig, **kwargs: Any) -> LyraModel:
-    """The model of `config`, its module imported only now: a plugin must load where gsplat is broken."""
-    from lyra_ns.plugin.model import LyraModel
-
-    return LyraModel(config, **kwargs)
+def lyra_model(config: LyraModelConfig, **kwargs: Any) -> Model:
+    """The LyraModel of `config`, its module imported only now: a plugin must load where gsplat is broken."""
+    model: Model = import_module(MODEL_MODULE).LyraModel(config, **kwargs)
+    return model
 
 
 @dataclass

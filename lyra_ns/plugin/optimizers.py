@@ -12,7 +12,10 @@ from torch.nn import Parameter
 
 @dataclass
 class DecoderAdamWConfig(OptimizerConfig):
-    """AdamW with the constants of the paper's training (lyra_decoder.md 7), fused on CUDA."""
+    """AdamW with the constants of the paper's training, fused on CUDA.
+
+    Source: docs/reference/lyra_training.md, "Optimiser".
+    """
 
     _target: type = torch.optim.AdamW
     lr: float = 1e-4

@@ -1,4 +1,7 @@
-"""LyraPipeline: hands whole batches to the model, which nerfstudio's own pipeline keeps back."""
+"""LyraPipeline: hands whole batches to the model, which nerfstudio's own pipeline keeps back.
+
+Source: docs/reference/nerfstudio.md, "Data manager and pipeline".
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,6 @@ from lyra_ns.plugin.memory_policy import (
 )
 from lyra_ns.plugin.model_config import LyraModelConfig
 from lyra_ns.recomputation import choose_policy
-from lyra_ns.ssd_bidirectional import scan_form
 
 
 @dataclass
@@ -92,7 +94,7 @@ class LyraPipeline(VanillaPipeline):
             device = self.model.device
             scan = self.model.decoder.scan.form_on(device)
             policy = choose_policy(model.decoder, size.num_tokens, device, scan)
-            parts = expected_bytes(size, model, policy, scan_form(scan, model.decoder, device))
+            parts = expected_bytes(size, model, policy, model.decoder.scan_form(scan, device))
             options = advice(size, model, policy)
         return out_of_memory_message(step, size, parts, self._free_before_step, options, checkpoint)
 

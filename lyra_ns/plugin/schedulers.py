@@ -1,6 +1,7 @@
 """Learning-rate schedules whose checkpoints hold Python floats only.
 
-nerfstudio's own schedules leave numpy scalars in the checkpoint, which `torch.load` refuses to read back.
+nerfstudio's own schedules leave numpy scalars in the checkpoint, which `torch.load` refuses to read back
+(docs/reference/nerfstudio.md, "Checkpoints").
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class WarmupSchedulerConfig(SchedulerConfig):
 
     _target: type = field(default_factory=lambda: WarmupScheduler)
     warmup_steps: int = 100
-    """Steps until the full learning rate is reached (lyra_decoder.md 7)."""
+    """Steps until the full learning rate is reached (docs/reference/lyra_training.md, "Optimiser")."""
     decay: Literal["constant", "cosine"] = "constant"
     """What follows the warm-up."""
     max_steps: int = 20_000

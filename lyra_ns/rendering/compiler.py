@@ -1,4 +1,7 @@
-"""The compiled CPU kernel: built on first use, kept for the next."""
+"""The compiled CPU kernel: built on first use, kept for the next.
+
+Why one call of the compiler and not torch's builder: docs/reference/small_scale.md, "Rasterization on CPUs".
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The truth that the backends are tested against: every Gaussian at every pixel, in float64, by autograd.
 
-Written from the definitions (lyra_decoder.md 6.2), with nothing shared with the fast backends but constants.
+Written from the definitions (docs/reference/lyra_training.md, "Renderer"), with nothing shared with the fast
+backends but constants.
 Memory grows with Gaussians times pixels: for scenes of some hundred Gaussians.
 """
 

@@ -23,7 +23,10 @@ MIN_TRANSMITTANCE = 1e-4
 
 @dataclass(frozen=True)
 class RenderSettings:
-    """Constants of rasterization; defaults are those of the official renderer (lyra_decoder.md 6.2)."""
+    """Constants of rasterization; defaults are those of the official renderer.
+
+    Source: docs/reference/lyra_training.md, "Renderer".
+    """
 
     near: float = 0.1
     """Gaussians nearer than this z-depth are not drawn."""
@@ -37,8 +40,9 @@ class RenderSettings:
     """`auto`: gsplat on CUDA, the compiled CPU kernel elsewhere, plain torch where there is no compiler."""
     views_at_once: int | Literal["auto"] | None = "auto"
     """Views rendered together. A number: each group is then rendered again in backward, and memory is that of
-    one group (lyra_decoder.md 6.3). None: all views, and nothing is rendered twice. auto: as many as the free
-    memory of the card lets, rendered again only where the renders of all views cannot be kept."""
+    one group (docs/reference/lyra_training.md, "Deferred back-propagation"). None: all views, and nothing is
+    rendered twice. auto: as many as the free memory of the card lets, rendered again only where the renders
+    of all views cannot be kept."""
     depth_gradient: bool = True
     """Whether depth pulls Gaussians along the viewing axis. False as the official renderer, whose depth only
     changes blending weights."""

@@ -5,9 +5,11 @@ from lyra_ns.synthetic.scenes import ProceduralScene, make_scene
 from lyra_ns.synthetic.textures import (
     TextureBank,
     load_texture_atlas,
+    load_textures,
     packaged_textures,
     save_texture_atlas,
     textures_from_folder,
+    textures_from_pack,
 )
 from lyra_ns.synthetic.writer import write_sample_data
 
@@ -17,9 +19,11 @@ __all__ = [
     "SceneRenderer",
     "TextureBank",
     "load_texture_atlas",
+    "load_textures",
     "make_scene",
     "packaged_textures",
     "save_texture_atlas",
     "textures_from_folder",
+    "textures_from_pack",
     "write_sample_data",
 ]

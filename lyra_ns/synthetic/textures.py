@@ -1,23 +1,32 @@
-"""The pictures that scenes are papered with: photographs from the scikit-image wheel and drawn patterns.
+"""The pictures that scenes are papered with: photographs and drawn patterns.
 
-Some photographs and kinds of pattern are kept for held-out scenes, so that a decoder is tested on surfaces
-that it never saw. The stereo pair of scikit-image is left out: it is the real-photograph evaluation.
+By default the photographs are those of the scikit-image wheel, which every machine has. Scenes that train
+the weights that ship take a pack instead (`textures_from_pack`), because photographs of scikit-image are what
+those weights are judged by. Some photographs and kinds of pattern are kept for held-out scenes, so that a
+decoder is tested on surfaces that it never saw. The stereo pair of scikit-image is left out: it is the
+real-photograph evaluation.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+import numpy
 import torch
 from jaxtyping import Bool, Float, UInt8
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
+from lyra_ns.picture_pack import Pack
 from lyra_ns.synthetic.draws import Draws
 from lyra_ns.synthetic.patterns import draw_pattern
 
@@ -27,6 +36,8 @@ NUM_PATTERNS = {False: 48, True: 24}
 """Drawn patterns of the training and of the held-out split."""
 MINIMUM_PHOTOGRAPHS = 4
 """Fewest photographs of a split that still give varied scenes."""
+HELD_OUT_PACK_SHARE = 0.1
+"""About that share of a pack's source files is kept for held-out scenes."""
 TRAINING_PHOTOGRAPHS = (
     "astronaut.png", "brick.png", "camera.png", "grass.png", "hubble_deep_field.jpg", "ihc.png",
     "logo.png", "moon.png", "page.png", "retina.jpg", "rocket.jpg",
@@ -128,6 +139,60 @@ def textures_from_folder(folder: Path, seed: int = 0, held_out_share: float = 0.
     return _bank(training, _read_photographs(files[num_training:], folder), seed)
 
 
+def textures_from_pack(pack: Pack, seed: int = 0, held_out_share: float = HELD_OUT_PACK_SHARE) -> TextureBank:
+    """A bank of the textures of a pack and of two squares of each of its photographs.
+
+    About `held_out_share` of the files that its pictures were made from are held out, all views of a file
+    together; the file's hash decides, so that a pack that grows moves nothing from one split to the other.
+    ValueError if a split has too few pictures.
+    """
+    splits: dict[bool, list[Tensor]] = {False: [], True: []}
+    for name in pack.names("textures") + pack.names("photographs"):
+        picture = torch.from_numpy(pack.read(name)).movedim(-1, 0)
+        is_held_out = int(pack.source(name).file_sha256[:8], 16) < held_out_share * 2**32
+        squares = _middle_square if name.startswith("textures/") else _squares
+        splits[is_held_out].append(squares(picture))
+    for split, name in ((False, "training"), (True, "held-out")):
+        if len(splits[split]) < MINIMUM_PHOTOGRAPHS:
+            raise ValueError(
+                f"expected at least {MINIMUM_PHOTOGRAPHS} {name} pictures in {pack.path}, found "
+                f"{len(splits[split])}: give a larger pack, a folder of pictures or a texture atlas"
+            )
+    return _bank(torch.cat(splits[False]), torch.cat(splits[True]), seed)
+
+
+def load_textures(path: Path) -> TextureBank:
+    """The bank of a pack (.zip), a folder of pictures or a texture atlas (.safetensors).
+
+    FileNotFoundError or ValueError, in a sentence, for anything else.
+    """
+    if path.is_dir():
+        return textures_from_folder(path)
+    if path.suffix == ".zip":
+        return textures_from_pack(Pack(path))
+    if path.suffix == ".safetensors":
+        return load_texture_atlas(path)
+    raise ValueError(
+        f"expected a pack of pictures (.zip), a folder or a texture atlas (.safetensors), found {path}"
+    )
+
+
+@contextmanager
+def atlas_of(path: Path | None) -> Iterator[Path | None]:
+    """The texture atlas of what `load_textures` takes, kept as long as the context; None stays None.
+
+    Its pictures are decoded once, and many processes that load the atlas share its memory.
+    """
+    if path is None or (path.suffix == ".safetensors" and not path.is_dir()):
+        yield path
+        return
+    bank = load_textures(path)
+    with tempfile.TemporaryDirectory(prefix="lyra-textures-") as folder:
+        atlas = Path(folder) / "atlas.safetensors"
+        save_texture_atlas(atlas, bank)
+        yield atlas
+
+
 def save_texture_atlas(path: Path, bank: TextureBank | None = None) -> None:
     """Write a bank (the packaged one by default) as safetensors, for machines without scikit-image."""
     bank = bank or packaged_textures()
@@ -173,27 +238,42 @@ def _read_photographs(files: list[Path], folder: Path) -> UInt8[Tensor, "S 3 siz
             f"expected at least {MINIMUM_PHOTOGRAPHS} photographs of each split in {folder}, "
             f"found {[file.name for file in files]}: give another folder or a texture atlas"
         )
-    return torch.cat([_squares(file) for file in files])
+    return torch.cat([_squares(_read_picture(file)) for file in files])
 
 
-def _squares(file: Path) -> UInt8[Tensor, "2 3 size size"]:
-    """The largest square in the middle of a photograph, and a square of 0.6 of its side at its left end."""
-    import numpy
-    from PIL import Image
-
-    with Image.open(file) as opened:
-        rgba = opened.convert("RGBA")
+def _read_picture(file: Path) -> UInt8[Tensor, "3 H W"]:
+    """A picture file on white."""
+    try:
+        with Image.open(file) as opened:
+            rgba = opened.convert("RGBA")
+    except OSError as error:
+        raise ValueError(
+            f"{file} cannot be read as a picture ({error}): take it out of the folder"
+        ) from error
     white = Image.new("RGBA", rgba.size, "white")
-    pixels = numpy.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
-    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float()
-    height, width = image.shape[-2:]
+    return torch.from_numpy(numpy.array(Image.alpha_composite(white, rgba).convert("RGB"))).movedim(-1, 0)
+
+
+def _squares(picture: UInt8[Tensor, "3 H W"]) -> UInt8[Tensor, "2 3 size size"]:
+    """The largest square in the middle of a photograph, and a square of 0.6 of its side at its left end."""
+    height, width = picture.shape[-2:]
+    close = int(0.6 * min(height, width))
+    near = picture[..., (height - close) // 2 :, width // 8 :][..., :close, :close]
+    return torch.cat([_middle_square(picture), _resized(near)])
+
+
+def _middle_square(picture: UInt8[Tensor, "3 H W"]) -> UInt8[Tensor, "1 3 size size"]:
+    """The largest square in the middle of a picture."""
+    height, width = picture.shape[-2:]
     side = min(height, width)
-    top, left, close = (height - side) // 2, (width - side) // 2, int(0.6 * side)
-    middle = image[..., top : top + side, left : left + side]
-    near = image[..., (height - close) // 2 :, width // 8 :][..., :close, :close]
-    size = (SOURCE_SIZE, SOURCE_SIZE)
-    squares = [functional.interpolate(square, size, mode="area") for square in (middle, near)]
-    return torch.cat(squares).round().clamp(0, 255).to(torch.uint8)
+    top, left = (height - side) // 2, (width - side) // 2
+    return _resized(picture[..., top : top + side, left : left + side])
+
+
+def _resized(square: UInt8[Tensor, "3 side side"]) -> UInt8[Tensor, "1 3 size size"]:
+    """A square at the size of the bank's pictures."""
+    resized = functional.interpolate(square[None].float(), (SOURCE_SIZE, SOURCE_SIZE), mode="area")
+    return resized.round().clamp(0, 255).to(torch.uint8)
 
 
 def _bank(

@@ -21,7 +21,7 @@ from lyra_ns.data.writer import write_clip
 from lyra_ns.one_thread import one_thread
 from lyra_ns.synthetic.clips import USUAL_FOCAL_LENGTHS, ClipSize, render_clips, scene_cameras
 from lyra_ns.synthetic.scenes import make_scene, scene_name
-from lyra_ns.synthetic.textures import TextureBank, load_texture_atlas, packaged_textures
+from lyra_ns.synthetic.textures import TextureBank, atlas_of, load_texture_atlas, packaged_textures
 
 logger = logging.getLogger(__name__)
 
@@ -70,26 +70,32 @@ def write_sample_data(
     codec: str = "linear",
     device: str = "auto",
     num_workers: int = 0,
-    texture_atlas: Path | None = None,
+    textures: Path | None = None,
     focal_lengths: tuple[float, float] = USUAL_FOCAL_LENGTHS,
 ) -> Path:
     """Writes procedural scenes with exact depth and poses, and returns the manifest's path.
 
     `num_scenes` scenes for training and `num_held_out` for testing (with textures of their own) along the
     six GEN3C paths, with latents, and along two held-out paths without. `focal_lengths` are the shortest and
-    the longest, in image widths, of which each scene has one. Each worker (0: one per core)
+    the longest, in image widths, of which each scene has one. `textures` are a pack of pictures, a folder of
+    them or a texture atlas (None: the photographs of scikit-image). Each worker (0: one per core)
     renders, encodes and writes whole scenes, on CUDA too. Equal arguments give equal files for any number
     of workers; on another device pixels may differ by a rounding. Scenes that the manifest of an earlier
     run lists are kept. ValueError if that run had other settings.
     """
-    jobs = SceneJobs(
-        Path(output).expanduser(), ClipSize(num_frames, height, width, focal_lengths), seed, dynamic, codec,
-        _device_named(device), texture_atlas,
-    )  # fmt: skip
-    spec = load_codec(codec).spec
-    spec.latent_shape(num_frames, height, width)
-    manifest = _first_manifest(jobs, spec.digest)
+    load_codec(codec).spec.latent_shape(num_frames, height, width)
     indices = [*range(num_scenes), *range(FIRST_HELD_OUT, FIRST_HELD_OUT + num_held_out)]
+    with atlas_of(textures and Path(textures).expanduser()) as texture_atlas:
+        jobs = SceneJobs(
+            Path(output).expanduser(), ClipSize(num_frames, height, width, focal_lengths), seed, dynamic,
+            codec, _device_named(device), texture_atlas,
+        )  # fmt: skip
+        return _write_missing(jobs, indices, num_workers)
+
+
+def _write_missing(jobs: SceneJobs, indices: list[int], num_workers: int) -> Path:
+    """Writes those scenes that are not there yet, and returns the manifest's path."""
+    manifest = _first_manifest(jobs, load_codec(jobs.codec).spec.digest)
     missing = [index for index in indices if jobs.name(index) not in manifest.scenes]
     logger.info("%d scenes to write, %d are there already", len(missing), len(indices) - len(missing))
     saved = monotonic()
@@ -203,7 +209,7 @@ def _first_manifest(jobs: SceneJobs, codec_digest: str) -> Manifest:
     if earlier.versions.get("textures", digest) != digest:
         raise ValueError(
             f"{jobs.root} was written with other textures ({earlier.versions['textures']}, now {digest}): "
-            "take another output folder, or the same texture atlas"
+            "take another output folder, or the same textures"
         )
     return earlier
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from lyra_ns.cameras import relative_to
-from lyra_ns.commands.reconstruct import open_scene, read_inputs
+from lyra_ns.data.open import open_scene, read_inputs
 from lyra_ns.evaluation.metrics import psnr
 from lyra_ns.export.ply import load_ply
 from lyra_ns.rendering import RenderSettings, render

@@ -16,8 +16,9 @@ from lyra_ns.decoder_blocks import MambaBlock
 from lyra_ns.kernels.convolution import convolve_both_directions
 from lyra_ns.kernels.gated_norm import gated_norm_sum
 from lyra_ns.kernels.residual_norm import branch_norm
-from lyra_ns.ssd import ScanBackend, ScanWeights, choose_scan_backend, describe_scan_backend
+from lyra_ns.ssd import ScanBackend, choose_scan_backend, describe_scan_backend
 from lyra_ns.ssd_bidirectional import convolve_in_torch, join_in_torch, suits_scan_kernels
+from lyra_ns.ssd_types import ScanWeights
 
 pytestmark = pytest.mark.gpu
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lyra_ns.ssd import ScanBackend, ScanName, ScanWeights, choose_scan_backend
+from lyra_ns.ssd import ScanBackend, choose_scan_backend
+from lyra_ns.ssd_types import ScanName, ScanWeights
 
 pytestmark = pytest.mark.gpu
 

@@ -1,7 +1,8 @@
 """A new depth brought into the scale of the cache: estimators know depth only up to scale and shift.
 
-Facts: gen3c_generation.md B4. As there the fit is affine in inverse depth; instead of cutting off tenths of
-the values it weighs residuals, and what it cannot explain does not count. Shape letters: H W image.
+Source: docs/reference/gen3c.md, "Long videos". As there the fit is affine in inverse depth; instead of
+cutting off tenths of the values it weighs residuals, and what it cannot explain does not count. Shape
+letters: H W image.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from lyra_ns.cameras import CameraPath, cell_centres, ray_grid
 PIXEL_CENTRE = 0.5
 """Where this package has the centre of the first pixel."""
 OFFICIAL_PIXEL_CENTRE = 0.0
-"""Where GEN3C's warping has it (gen3c_generation.md B1)."""
+"""Where GEN3C's warping has it (docs/reference/gen3c.md, "Warping")."""
 WINDOW = 5
 """Side of the square, in pixels, over which a depth must be steady to be reliable."""
 
@@ -49,7 +49,7 @@ def reliable_depth(depth: Float[Tensor, "B H W"], threshold: float) -> Bool[Tens
 
     `depth` is 0 where unknown, and that counts as a depth here: the neighbours of unknown pixels are
     unreliable. As in GEN3C the mean counts zeros beyond the image's border, which is stricter there
-    (gen3c_generation.md B1). A threshold of 1 or more lets every known depth pass.
+    (docs/reference/gen3c.md, "Warping"). A threshold of 1 or more lets every known depth pass.
     """
     known = depth > 0
     if threshold >= 1:

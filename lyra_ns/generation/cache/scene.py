@@ -54,7 +54,9 @@ class Warps:
 
 @dataclass(frozen=True)
 class SceneCache:
-    """Frames with depth, and the rule by which they are shown to a target frame (gen3c_generation.md B3).
+    """Frames with depth, and the rule by which they are shown to a target frame.
+
+    Source: docs/reference/gen3c.md, "Buffers".
 
     `latest_and_first`: every frame of the cache, the newest first and the original last. `per_frame`: target
     frame t sees frame t of a video. `best_covering`: per trajectory the frames that fill most of it.

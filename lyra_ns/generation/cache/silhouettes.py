@@ -2,7 +2,8 @@
 
 Where depth jumps, a moved camera looks through the torn silhouette. What is splatted there from behind may in
 truth be hidden by the near thing's unseen side, so it is called a hole. The gap is closed by a sheet of
-triangles over the unreliable pixels (gen3c_generation.md B2). Shape letters: B images, H W image, h w grid.
+triangles over the unreliable pixels (docs/reference/gen3c.md, "Foreground masking"). Shape letters:
+B images, H W image, h w grid.
 """
 
 from __future__ import annotations

@@ -69,8 +69,8 @@ def splat(
     """Images of `size` (H, W) onto which the usable pixels fall.
 
     `positions` are homogeneous (u z, v z, z) as from `moved_pixels`. `farthest` is the depth that scales the
-    soft weights: one per scene, or the picture would depend on how frames are batched (gen3c_generation.md
-    B1).
+    soft weights: one per scene, or the picture would depend on how frames are batched
+    (docs/reference/gen3c.md, "Warping").
     """
     landed = _landed(positions, usable, size)
     weight = _soft_weight(landed.depth, farthest, settings.sharpness)

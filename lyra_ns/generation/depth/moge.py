@@ -1,4 +1,7 @@
-"""MoGe, the estimator that the official data were made with (gen3c_generation.md B5, G)."""
+"""MoGe, the estimator that the official data were made with.
+
+Source: docs/reference/gen3c.md, "Depth and scale" and "Sources of depth".
+"""
 
 from __future__ import annotations
 

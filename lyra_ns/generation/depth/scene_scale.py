@@ -2,7 +2,7 @@
 
 MoGe's first version, with which Lyra's data were made, puts what a path turns about near depth 1. Depth of
 other origin is brought there by its median, so that the official movement distances keep their meaning.
-Source: gen3c_generation.md B5, H9; field.md 3.2.
+Source: docs/reference/gen3c.md, "Depth and scale".
 """
 
 from __future__ import annotations

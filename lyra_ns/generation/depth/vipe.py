@@ -1,7 +1,8 @@
 """Reader of what ViPE writes about a video: frames, poses, intrinsics, depth and masks of moving things.
 
 ViPE itself runs in an environment of its own (`vipe infer VIDEO -p lyra -o DIR`); nothing of it is needed
-here. Tree: DIR/{rgb,pose,intrinsics,depth,mask}/CLIP.*; its pickles are left alone (gen3c_generation.md G).
+here. Tree: DIR/{rgb,pose,intrinsics,depth,mask}/CLIP.*; its pickles are left alone (docs/reference/gen3c.md,
+"Folders of ViPE").
 """
 
 from __future__ import annotations

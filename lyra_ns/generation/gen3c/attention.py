@@ -1,7 +1,8 @@
 """An attention processor for GEN3C's network that attention backends and context parallelism reach.
 
 diffusers' processors for Cosmos carry neither `_attention_backend` nor `_parallel_config`: for them
-`set_attention_backend` and `enable_parallelism` change nothing and say nothing (gen3c_generation.md E).
+`set_attention_backend` and `enable_parallelism` change nothing and say nothing (docs/reference/gen3c.md,
+"Attention and parallelism in diffusers").
 This one computes the same, holds heads behind tokens throughout, so that nothing is transposed in memory,
 and can normalise and rotate queries and keys in one kernel.
 

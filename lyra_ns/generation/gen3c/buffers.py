@@ -1,7 +1,7 @@
 """3D buffers as GEN3C's network reads them: warped colours and their masks, each encoded as a video.
 
-Facts: gen3c_generation.md A1. Shape letters: B samples, L frames, N buffers, H W image, D = 32 channels for
-each buffer the network reads, T latent frames, h w latent.
+Source: docs/reference/gen3c.md, "Conditioning". Shape letters: B samples, L frames, N buffers, H W image,
+D = 32 channels for each buffer the network reads, T latent frames, h w latent.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from torch import Tensor
 from lyra_ns.generation.gen3c.names import NOT_OF_THE_NETWORK, num_official_layers
 
 RELEASED_MD5 = "38644bf823aa5272acef60cfad8bc0f7"
-"""md5 of model.pt in nvidia/GEN3C-Cosmos-7B (gen3c_generation.md A3)."""
+"""md5 of model.pt in nvidia/GEN3C-Cosmos-7B (docs/reference/gen3c.md, "Names of tensors")."""
 CONTAINERS = ("model", "state_dict", "module")
 """Keys under which a checkpoint may keep its tensors."""
 BLOCK_BYTES = 2**20

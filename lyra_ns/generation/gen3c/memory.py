@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lyra_ns.generation.devices import numbered
+from lyra_ns.device import MemoryName, numbered
 from lyra_ns.generation.gen3c.blocks import WHOLE, use_own_blocks
 from lyra_ns.generation.gen3c.low_precision import use_eight_bits
 from lyra_ns.generation.gen3c.memory_needs import (
@@ -28,7 +28,6 @@ from lyra_ns.generation.gen3c.memory_needs import (
     TEXT_BYTES,
     ClipSize,
     MemoryNeeds,
-    MemoryPolicy,
     memory_needs,
 )
 from lyra_ns.generation.gen3c.position_embedding import RopeType, keep_positions
@@ -45,7 +44,7 @@ PARTS_OF_TOKENS = 8
 class MemorySetup:
     """How a pipeline was set up; what `apply_memory_policy` was given."""
 
-    policy: MemoryPolicy
+    policy: MemoryName
     """Which of the policies."""
     device: torch.device
     """Where it computes."""
@@ -57,7 +56,7 @@ class MemorySetup:
 
 def apply_memory_policy(
     pipeline: Any,
-    policy: MemoryPolicy,
+    policy: MemoryName,
     device: torch.device | str,
     *,
     eight_bits: bool = False,
@@ -106,7 +105,7 @@ def check_memory(pipeline: Any, size: ClipSize) -> None:
         _check_fit(pipeline, pipeline.memory_setup, size)
 
 
-def place_text_encoder(text_encoder: nn.Module, policy: MemoryPolicy, device: torch.device | str) -> None:
+def place_text_encoder(text_encoder: nn.Module, policy: MemoryName, device: torch.device | str) -> None:
     """Makes T5 ready to encode on `device`, in place, its weights in main memory or on the device already.
 
     Under `fast` all of it goes there, if there is room beside what is there; else it stays in main memory,
@@ -186,14 +185,14 @@ def _check_fit(pipeline: Any, setup: MemorySetup, size: ClipSize) -> None:
         )
 
 
-def _sentence(policy: MemoryPolicy, size: ClipSize, needs: MemoryNeeds) -> str:
+def _sentence(policy: MemoryName, size: ClipSize, needs: MemoryNeeds) -> str:
     what = f"{size.num_frames} frames of {size.height}x{size.width}"
     if size.num_clips > 1:
         what = f"{size.num_clips} clips at once of {what}"
     return f"the memory policy {policy} needs for {what} about: {needs}"
 
 
-def _advice(policy: MemoryPolicy, eight_bits: bool) -> str:
+def _advice(policy: MemoryName, eight_bits: bool) -> str:
     if policy != POLICIES[-1]:
         return f"take the policy {POLICIES[POLICIES.index(policy) + 1]}"
     smaller = "make smaller or shorter videos"

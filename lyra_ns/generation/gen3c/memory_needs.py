@@ -7,14 +7,14 @@ Weights are counted; activations are products of sizes with the numbers of tenso
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
+from lyra_ns.device import MemoryName
 from lyra_ns.memory_estimate import gib
 
-MemoryPolicy = Literal["fast", "balanced", "low"]
-POLICIES: tuple[MemoryPolicy, ...] = ("fast", "balanced", "low")
+POLICIES: tuple[MemoryName, ...] = ("fast", "balanced", "low")
 """From the most memory to the least."""
 
 STREAMS = {"fast": 13, "balanced": 13, "low": 10}
@@ -81,7 +81,7 @@ class MemoryNeeds:
 
 
 def memory_needs(
-    pipeline: Any, policy: MemoryPolicy, size: ClipSize, bytes_per_number: int = 2, eight_bits: bool = False
+    pipeline: Any, policy: MemoryName, size: ClipSize, bytes_per_number: int = 2, eight_bits: bool = False
 ) -> MemoryNeeds:
     """What a Gen3CPipeline needs under a policy, its weights stored in numbers of so many bytes."""
     transformer, blocks = pipeline.transformer, pipeline.transformer.transformer_blocks

@@ -1,7 +1,8 @@
 """The official names of GEN3C's and the Cosmos tokenizer's tensors and those of diffusers, one to one.
 
-Facts: gen3c_generation.md A3 and A4. Every tensor must have its partner: a missing, unexpected or doubled
-name is an error, and only what is listed here as no weight of the network is left out.
+Source: docs/reference/gen3c.md, "Names of tensors" and "Tokenizer". Every tensor must have its partner: a
+missing, unexpected or doubled name is an error, and only what is listed here as no weight of the network is
+left out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Noise levels of GEN3C as a scheduler of diffusers (gen3c_generation.md A2). Imports diffusers."""
+"""Noise levels of GEN3C as a scheduler of diffusers. Imports diffusers.
+
+Source: docs/reference/gen3c.md, "Sampler".
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """GEN3C as a pipeline of diffusers: first frame and 3D buffers in, video latents out.
 
-Facts: gen3c_generation.md 0, A and D1. diffusers' own CosmosVideoToWorldPipeline cannot run GEN3C: it takes
-no 3D buffers, drops guidance at scale 1, and ends its noise levels elsewhere. This module imports diffusers
-and transformers; the rest of the room does not.
+Source: docs/reference/gen3c.md, "Conditioning" and "Sampler". diffusers' own CosmosVideoToWorldPipeline
+cannot run GEN3C: it takes no 3D buffers, drops guidance at scale 1, and ends its noise levels elsewhere. This
+module imports diffusers and transformers; the rest of the room does not.
 
 **Not tried on the released weights**, which could not be had: loading, shapes, sampler and saving are proven
 on random weights of the exact structure.

@@ -3,8 +3,8 @@
 diffusers computes both embeddings in every evaluation: the learnable one through three float32 tensors of
 tokens x channels, 0.9 GB each at full size. Both depend on nothing but the size. The values are the same.
 
-The official code computes rotary angles in bfloat16 (gen3c_generation.md A2), up to 0.15 rad off;
-`bf16_legacy` does so, too, to compare on released weights.
+The official code computes rotary angles in bfloat16 (docs/reference/gen3c.md, "Rotary positions"), up to
+0.15 rad off; `bf16_legacy` does so, too, to compare on released weights.
 
 Shape letters: B samples, D channels, T latent frames, h w latent; N tokens, E channels of a token, R rotary
 channels.

@@ -1,7 +1,8 @@
 """The place where a safety checker looks at prompts and videos.
 
-NVIDIA's licence ties the rights to its models to their guardrails (gen3c_generation.md H12). They come in a
-package of their own: `pip install cosmos_guardrail`, then give CosmosSafetyChecker() as `safety_checker`.
+NVIDIA's licence ties the rights to its models to their guardrails (docs/reference/gen3c.md, "Guardrails").
+They come in a package of their own: `pip install cosmos_guardrail`, then give CosmosSafetyChecker() as
+`safety_checker`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""GEN3C's sampler: Euler steps of EDM that pin the known first frames (gen3c_generation.md A2).
+"""GEN3C's sampler: Euler steps of EDM that pin the known first frames.
 
-A pure function of a denoiser, without a model, a scheduler or randomness. Deviations from the official code:
-the state keeps its own precision between steps (official: bfloat16), and noise comes from the caller.
+Source: docs/reference/gen3c.md, "Sampler". A pure function of a denoiser, without a model, a scheduler or
+randomness. Deviations from the official code: the state keeps its own precision between steps (official:
+bfloat16), and noise comes from the caller.
 
 Shape letters: B samples, C latent channels, T latent frames, K of them known, h w latent.
 """

@@ -1,6 +1,6 @@
 """Text embeddings of GEN3C: T5 with the padding set to zero, or zeros where there is no T5.
 
-Facts: gen3c_generation.md A1; the same as in diffusers' Cosmos pipelines.
+Source: docs/reference/gen3c.md, "Text"; the same as in diffusers' Cosmos pipelines.
 Shape letters: B texts, S tokens, E channels.
 """
 

@@ -1,6 +1,6 @@
 """GEN3C's network: a configuration of diffusers' CosmosTransformer3DModel, and guided calls of it.
 
-Facts: gen3c_generation.md 0 and A1. The channels that go in are, in this order,
+Source: docs/reference/gen3c.md, "Network". The channels that go in are, in this order,
 [latents 16 | known 1 | for each buffer: colours 16, mask 16 | padding 1].
 The last one is all zeros, since videos fill their frame. Where it is "appended" by diffusers (81 channels)
 torchvision has to be there; where it is "folded" into what we hand over (82 channels) nothing else is needed.

@@ -200,7 +200,7 @@ class _Run:
             )
 
     def _workers(self, stage: Stage, num_jobs: int) -> Sequence[Worker]:
-        from lyra_ns.commands.choices import chosen_device
+        from lyra_ns.device import chosen_device
 
         options = self.options
         if options.ray is not None:

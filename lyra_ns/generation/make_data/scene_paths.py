@@ -2,7 +2,7 @@
 
 Views 6 to 11 of a dynamic scene are made on the reversed video. On disk their frames, depth, intrinsics and
 poses run forward in time, of which the official script forgets the poses; their latents stay as they were
-made, since nothing but the video of such views is read (gen3c_generation.md D4).
+made, since nothing but the video of such views is read (docs/reference/gen3c.md, "Reversed video").
 """
 
 from __future__ import annotations

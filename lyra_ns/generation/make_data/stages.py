@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 
 from lyra_ns.codec.interface import VideoLatentSpec
-from lyra_ns.commands.error_text import error_text
 from lyra_ns.data.files import write_whole
 from lyra_ns.data.video_files import VideoSize
+from lyra_ns.errors import error_text
 from lyra_ns.generation.inputs import FINER, finer_size
 from lyra_ns.generation.make_data.jobs import Job, JobResult
 from lyra_ns.generation.make_data.scene_inputs import picture_path

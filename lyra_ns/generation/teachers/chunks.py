@@ -1,6 +1,6 @@
-"""Videos longer than a network makes at once: chunks that share a frame (gen3c_generation.md B4).
+"""Videos longer than a network makes at once: chunks that share a frame.
 
-Shape letters: L frames, H W image.
+Source: docs/reference/gen3c.md, "Long videos". Shape letters: L frames, H W image.
 """
 
 from __future__ import annotations

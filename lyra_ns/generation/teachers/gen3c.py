@@ -1,8 +1,8 @@
 """GEN3C as a teacher: the cache rendered along the path, encoded, and made into a video by the network.
 
 A video of more frames than the network takes at once is made chunk by chunk, each from the last frame of the
-one before (gen3c_generation.md B4). Latents of chunks do not join: a tokenizer's first latent frame stands
-alone. So `generate` takes one chunk, and `generate_chunks` gives a clip for every chunk.
+one before (docs/reference/gen3c.md, "Long videos"). Latents of chunks do not join: a tokenizer's first latent
+frame stands alone. So `generate` takes one chunk, and `generate_chunks` gives a clip for every chunk.
 
 Shape letters: B clips, L frames, N buffers, D channels of all buffers, C latent channels, T latent frames,
 H W image, h w latent.

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
+from lyra_ns.device import MemoryName
 from lyra_ns.generation.depth.estimator import DepthEstimator
 from lyra_ns.generation.gen3c.memory_needs import SMALLEST
 from lyra_ns.generation.pretrained import default_dtype, load_pretrained
 from lyra_ns.generation.teachers.gen3c import Gen3CSettings, Gen3CTeacher
 from lyra_ns.generation.teachers.text_embeddings import TextEmbeddings
-
-if TYPE_CHECKING:
-    from lyra_ns.generation.teachers.registry import MemoryName
 
 
 def load_gen3c(

@@ -1,6 +1,6 @@
 """What every teacher offers: a picture or video, a camera path and a 3D cache in, a clip and its latents out.
 
-Source: gen3c_generation.md F and I.
+Source: docs/reference/gen3c.md, "Other teachers".
 
 Shape letters: L frames (8k + 1), C latent channels, T latent frames, H W image, h w latent.
 """

@@ -1,9 +1,10 @@
 """Frames of video models with sizes and latents of their own, brought to the request and to our codec.
 
-The way in for any teacher (gen3c_generation.md F): it makes RGB at a size and length that suit it, which is
-resized to the cameras of the request, cut to their number and encoded by the codec that the decoder reads.
-Sizes are matched by stretching and never by cropping, since cropping would move the edges of the view: what
-the model is shown and the cameras it is told are stretched before, and its frames are stretched back after.
+The way in for any teacher (docs/reference/gen3c.md, "Other teachers"): it makes RGB at a size and length that
+suit it, which is resized to the cameras of the request, cut to their number and encoded by the codec that the
+decoder reads. Sizes are matched by stretching and never by cropping, since cropping would move the edges of
+the view: what the model is shown and the cameras it is told are stretched before, and its frames are
+stretched back after.
 
 Shape letters: N images, L frames, K frames as made, H W image, h w image as made.
 """

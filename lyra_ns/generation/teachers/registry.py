@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from lyra_ns.device import MemoryName
+
 if TYPE_CHECKING:
     import torch
 
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
 TeacherName = Literal["warp", "replay", "gen3c", "wan-vace", "sana-wm"]
 """Teachers that `load_teacher` knows."""
 PrecisionName = Literal["auto", "bfloat16", "float16", "float32"]
-MemoryName = Literal["fast", "balanced", "low"]
 
 
 @dataclass(kw_only=True)
@@ -63,7 +64,7 @@ def load_teacher(
     `depth` is what GEN3C needs for videos of more than one chunk. ValueError for a choice that does not fit,
     FileNotFoundError without weights or clips, ModuleNotFoundError without a package: in one sentence each.
     """
-    from lyra_ns.commands.choices import chosen_device
+    from lyra_ns.device import chosen_device
 
     if choice.teacher not in get_args(TeacherName):
         raise ValueError(

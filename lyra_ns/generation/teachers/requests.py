@@ -12,9 +12,9 @@ from dataclasses import replace
 import torch
 
 from lyra_ns.codec.interface import VideoLatentSpec
+from lyra_ns.device import numbered
 from lyra_ns.generation.cache.frames import CachedFrames, check_cameras
 from lyra_ns.generation.cache.scene import SceneCache
-from lyra_ns.generation.devices import numbered
 from lyra_ns.generation.teachers.interface import TeacherRequest
 
 Notes = dict[str, str | int | float | bool]

@@ -1,8 +1,8 @@
 """SANA-WM as a teacher: a picture, a text and explicit cameras in, no 3D cache needed.
 
-Its first stage, at 704 x 1280 (gen3c_generation.md F); the refiner of its second stage, which changes the
-number of frames, is left out. Cameras are told relative to the first, in the units of the request times
-`pose_scale`. Diffusers is imported when weights are loaded.
+Its first stage, at 704 x 1280 (docs/reference/gen3c.md, "Other teachers"); the refiner of its second stage,
+which changes the number of frames, is left out. Cameras are told relative to the first, in the units of the
+request times `pose_scale`. Diffusers is imported when weights are loaded.
 
 **Not tried on the released weights**, which could not be had, and whose licence is to be read before use:
 arguments, shapes and cameras are proven on random weights of the real classes.
@@ -24,7 +24,8 @@ from torch import Tensor
 
 from lyra_ns.cameras import relative_to
 from lyra_ns.codec.interface import VideoCodec
-from lyra_ns.generation.pretrained import Memory, default_dtype, load_pipeline, place
+from lyra_ns.device import MemoryName
+from lyra_ns.generation.pretrained import default_dtype, load_pipeline, place
 from lyra_ns.generation.teachers.frames import eight_bits
 from lyra_ns.generation.teachers.interface import OnStep, TeacherClip, TeacherRequest
 from lyra_ns.generation.teachers.reencoding import (
@@ -151,7 +152,7 @@ def load_sana_wm(
     codec: VideoCodec,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-    memory: Memory = "balanced",
+    memory: MemoryName = "balanced",
     settings: SanaWmSettings | None = None,
 ) -> SanaWmTeacher:
     """The teacher with the weights of a folder or hub id.

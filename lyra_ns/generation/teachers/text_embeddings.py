@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lyra_ns.data.files import write_whole
-from lyra_ns.generation.gen3c.memory_needs import MemoryPolicy
+from lyra_ns.device import MemoryName
 from lyra_ns.generation.gen3c.safety import check_texts
 from lyra_ns.generation.gen3c.text import encode_texts
 from lyra_ns.generation.pretrained import default_dtype, load_pretrained
@@ -48,9 +48,9 @@ class TextEmbeddings:
         cache: Path | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
-        memory: MemoryPolicy = "fast",
+        memory: MemoryName = "fast",
     ) -> None:
-        self._memory: MemoryPolicy = memory
+        self._memory: MemoryName = memory
         self._pipeline, self._encoder, self._cache = pipeline, encoder, cache
         self._device, self._dtype = device, default_dtype(device, dtype)
         self._known: dict[str, Tensor] = {}

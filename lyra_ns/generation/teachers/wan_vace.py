@@ -1,8 +1,8 @@
 """Wan VACE as a teacher: what the 3D cache shows is the control video, its holes are what is to be made.
 
-A camera needs no input of its own: the warped frames show where it is (gen3c_generation.md F). The path is
-rendered at the size of the request, so that the cache leaves no gaps, and stretched to a size that the model
-takes. Diffusers is imported when weights are loaded.
+A camera needs no input of its own: the warped frames show where it is (docs/reference/gen3c.md, "Other
+teachers"). The path is rendered at the size of the request, so that the cache leaves no gaps, and stretched
+to a size that the model takes. Diffusers is imported when weights are loaded.
 
 **Not tried on the released weights**, which could not be had: arguments, shapes and masks are proven on
 random weights of the real classes.
@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from lyra_ns.codec.interface import VideoCodec
+from lyra_ns.device import MemoryName
 from lyra_ns.generation.gen3c.text import encode_texts
-from lyra_ns.generation.pretrained import Memory, default_dtype, diffusers_class, load_pipeline, place
+from lyra_ns.generation.pretrained import default_dtype, diffusers_class, load_pipeline, place
 from lyra_ns.generation.teachers.frames import eight_bits
 from lyra_ns.generation.teachers.interface import OnStep, TeacherClip, TeacherRequest
 from lyra_ns.generation.teachers.reencoding import (
@@ -187,7 +188,7 @@ def load_wan_vace(
     codec: VideoCodec,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-    memory: Memory = "balanced",
+    memory: MemoryName = "balanced",
     settings: WanVaceSettings | None = None,
     flow_shift: float | None = None,
 ) -> WanVaceTeacher:

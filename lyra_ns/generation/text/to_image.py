@@ -18,8 +18,9 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from lyra_ns.data.resizing import resize_rgb
+from lyra_ns.device import MemoryName
 from lyra_ns.generation.gen3c.safety import UnsafeContent
-from lyra_ns.generation.pretrained import Memory, default_dtype, load_pretrained, place
+from lyra_ns.generation.pretrained import default_dtype, load_pretrained, place
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def load_text_to_image(
     model: str = FLUX,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-    memory: Memory = "fast",
+    memory: MemoryName = "fast",
     options: Mapping[str, Any] | None = None,
 ) -> TextToImage:
     """The text-to-image pipeline of a folder or hub id, ready to make pictures on `device`.

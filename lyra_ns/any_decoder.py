@@ -1,8 +1,9 @@
-"""Where a command's decoder comes from: the package, our file, an official one or a nerfstudio run."""
+"""Where a decoder comes from: the package, our file, an official one, a nerfstudio run or the hub."""
 
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lyra_ns.checkpoints import load_decoder
-from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
+from lyra_ns.decoder import LatentGaussianDecoder
+from lyra_ns.decoder_config import TINY_DECODER, DecoderConfig
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +26,15 @@ NERFSTUDIO_PREFIX = "_model.decoder."
 AVERAGED_PREFIX = "_model.averaged."
 """The same for the moving average of its weights (--pipeline.model.ema-decay)."""
 
+PRETRAINED_NAME = "model.safetensors"
+"""Our file in a folder that `Lyra.save_pretrained` wrote, and in a repository on the hub."""
+OFFICIAL_REPOSITORY = "nvidia/Lyra"
+"""Where the authors released theirs, under their own names."""
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+"""owner/name."""
+DECODER_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
+"""Endings of files, which no hub id has."""
+
 MethodName = Literal["lyra", "lyra-dynamic", "lyra-tiny"]
 """Methods whose networks a checkpoint without a configuration may hold."""
 
@@ -33,16 +44,17 @@ def decoder_config_of(name: MethodName) -> DecoderConfig:
     if name not in get_args(MethodName):
         raise ValueError(f"expected one of {', '.join(get_args(MethodName))} as --config, found {name!r}")
     if name == "lyra-tiny":
-        from lyra_ns.method_configs.tiny import TINY_DECODER
-
         return replace(TINY_DECODER)
     return DecoderConfig(use_time=name == "lyra-dynamic")
 
 
 def load_any_decoder(
-    checkpoint: str | Path = "shipped", config: MethodName | None = None
+    checkpoint: str | Path = "shipped", config: MethodName | None = None, revision: str | None = None
 ) -> LatentGaussianDecoder:
     """The decoder `shipped`, or of a .safetensors, an official .pt, or a nerfstudio .ckpt or run folder.
+
+    Or of a folder with model.safetensors, or of a hub id owner/name at `revision` (a branch, tag or commit),
+    which is asked only where no file or folder has that name.
 
     `config` names the method whose network a file without a configuration holds: by default `lyra` for
     official files and `lyra-tiny` for nerfstudio's, whose config.yml is not read: that would run its code.
@@ -58,11 +70,38 @@ def load_any_decoder(
         with as_file(files("lyra_ns.weights") / SHIPPED_DECODER) as path:
             return load_decoder(path, given)
     path = Path(checkpoint).expanduser()
+    if _is_hub_id(str(checkpoint), path):
+        path = _from_hub(str(checkpoint), config, revision)
     if path.is_dir():
-        path = latest_checkpoint(path)
+        own = path / PRETRAINED_NAME
+        path = own if own.is_file() else latest_checkpoint(path)
     if path.suffix != ".ckpt":
         return load_decoder(path, given)
     return _from_nerfstudio(path, config or "lyra-tiny")
+
+
+def _is_hub_id(name: str, path: Path) -> bool:
+    return not path.exists() and path.suffix not in DECODER_SUFFIXES and bool(HUB_ID.fullmatch(name))
+
+
+def _from_hub(name: str, config: MethodName | None, revision: str | None) -> Path:
+    """The file of a decoder on the hub, fetched unless it was before; FileNotFoundError if it cannot be."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    file = PRETRAINED_NAME
+    if name == OFFICIAL_REPOSITORY:
+        file = "lyra_dynamic.pt" if config == "lyra-dynamic" else "lyra_static.pt"
+    try:
+        return Path(hf_hub_download(name, file, revision=revision))
+    except (OSError, ValueError) as error:  # HfHubHTTPError is an OSError, a bad id a ValueError
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+        if isinstance(error, LocalEntryNotFoundError):
+            reason = "it cannot be reached"
+        raise FileNotFoundError(
+            f"no decoder {name}: no file or folder here has that name, and the hub gave no {file} "
+            f"({reason}); give shipped, a path that is there, or a repository's id where there is a network"
+        ) from error
 
 
 def latest_checkpoint(folder: Path) -> Path:

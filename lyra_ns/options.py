@@ -1,4 +1,4 @@
-"""What several commands are told in the same words: decoder, codec, device and how Gaussians are drawn."""
+"""Options that several entrances share: decoder, codec, device and how Gaussians are drawn."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    import torch
-
     from lyra_ns.codec import VideoLatentSpec
     from lyra_ns.reconstruction import Reconstructor
     from lyra_ns.rendering import RenderSettings
@@ -46,8 +44,9 @@ class DecoderChoice:
 
     def reconstructor(self, latents: VideoLatentSpec) -> Reconstructor:
         """The feed-forward pass on the chosen device for latents such as these (`LyraStore.spec`)."""
+        from lyra_ns.any_decoder import load_any_decoder
         from lyra_ns.codec import codec_for
-        from lyra_ns.commands.any_decoder import load_any_decoder
+        from lyra_ns.device import chosen_device
         from lyra_ns.reconstruction import Reconstructor
 
         self.check_decoder()
@@ -78,17 +77,3 @@ def check_height_and_width(height: int, width: int) -> None:
         raise ValueError(
             f"expected --height and --width in multiples of 16, as decoders need, found {height} and {width}"
         )
-
-
-def chosen_device(name: str) -> torch.device:
-    """The device called `name`, where auto is CUDA if there is any; ValueError if it is none or not here."""
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError("device cuda was asked for, but this machine has none that torch can use: give cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"expected auto, cpu or cuda as --device, found {name!r}") from error
