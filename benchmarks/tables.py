@@ -16,6 +16,7 @@ import tyro
 
 from benchmarks.full_size_tables import FULL_SIZE_TABLES
 from benchmarks.generation_tables import GENERATION_TABLES
+from benchmarks.photograph_tables import PHOTOGRAPH_TABLES
 from benchmarks.refinement_table import refinement_table
 from benchmarks.table_text import Measure, Row, numbers, origin, read, table
 
@@ -43,7 +44,8 @@ PHOTO_TITLES = {
     "left_copied": "left photograph as it is (floor)",
     "reconstruction": "reconstruction from the left photograph, in metres",
     "reconstruction_fitted": "the same, in the unit of length that reproduces its own input best",
-    "left_warped": "left photograph moved by its true depth (reference line)",
+    "own_pixels": "one Gaussian per pixel of the left photograph, by the depth that ships",
+    "left_warped": "one Gaussian per pixel, by its measured depth (reference line)",
 }
 """Methods of the check on a photograph, worst first."""
 
@@ -119,7 +121,9 @@ def photo_table(results: Path) -> str:
     """Closeness to a real photograph: `photo_check.json`."""
     content = read(results / "photo_check.json")
     lines = [
-        [title, *numbers([content["scores"][name]], PHOTO_MEASURES)] for name, title in PHOTO_TITLES.items()
+        [title, *numbers([content["scores"][name]], PHOTO_MEASURES)]
+        for name, title in PHOTO_TITLES.items()
+        if name in content["scores"]
     ]
     titles = ["right photograph", *(measure.title for measure in PHOTO_MEASURES)]
     return table(titles, lines) + f"\n\n{origin(content)}"
@@ -140,6 +144,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "refinement": refinement_table,
     **FULL_SIZE_TABLES,
     **GENERATION_TABLES,
+    **PHOTOGRAPH_TABLES,
 }
 """Tables by the name in their marker."""
 

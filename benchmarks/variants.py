@@ -68,7 +68,7 @@ def with_official_distances(config: TrainerConfig) -> None:
 
 def with_official_scales(config: TrainerConfig) -> None:
     """Scales in world units under a cap."""
-    _change_head(config, "scale_law", "scale_cap")
+    _change_head(config, "scale_law", "scale_cap", "footprint_limit")
 
 
 def with_official_rotations(config: TrainerConfig) -> None:

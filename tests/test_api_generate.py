@@ -41,6 +41,7 @@ def make(files: Path, image: Any, out: Any = None, **changes: Any) -> Generated:
         "units": 2.0,
         "device": "cpu",
         "num_trajectories": 2,
+        "refine_steps": 0,
         **{"height": 64, "width": 96, "num_frames": 9},
     }
     return lyra_ns.generate(image, out, **(settings | changes))
@@ -124,8 +125,8 @@ def test_stages_are_printed_only_when_asked_for(files: Path, capsys: pytest.Capt
     assert capsys.readouterr().out == ""
     make(files, files / "picture.png", progress=True)
     printed = capsys.readouterr().out
-    assert "[1/6] decoder read" in printed
-    assert "[6/6] Gaussians reconstructed" in printed
+    assert "[1/7] decoder read" in printed
+    assert "[7/7] Gaussians reconstructed" in printed
     assert "pictures rendered" not in printed
 
 

@@ -146,7 +146,6 @@ def test_the_folder_of_a_generated_scene_brings_its_clips(folder, tmp_path, caps
 )
 def test_what_cannot_be_done_is_refused_before_anything_heavy(folder, tmp_path, monkeypatch, changes, said):
     monkeypatch.setitem(sys.modules, "lyra_ns.refinement", None)  # importing it would raise ImportError
-    monkeypatch.setitem(sys.modules, "lyra_ns.export.ply", None)
     with pytest.raises((ValueError, FileNotFoundError), match=said):
         refine(folder, **({"output": tmp_path / "fine.ply"} | changes)).run()
 

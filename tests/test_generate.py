@@ -36,7 +36,7 @@ from lyra_ns.generation.clip_sizes import ClipSizes, size_of_aspect
 from lyra_ns.generation.depth import choice
 from lyra_ns.generation.depth.small_network import load_small_depth
 from lyra_ns.generation.generate import generate
-from lyra_ns.generation.length_unit import LengthUnit, farthest_frames, fitted_unit
+from lyra_ns.generation.length_unit import LengthUnit, farthest_frames, fitted_unit, search_unit
 from lyra_ns.generation.output_folder import check_output, whole_folder
 from lyra_ns.generation.reading import read_source
 from lyra_ns.generation.settings import GenerateSettings
@@ -531,7 +531,7 @@ def test_a_picture_alone_gets_the_depth_that_ships(files, tmp_path, monkeypatch)
 
 
 def test_the_fitted_unit_is_the_one_that_reproduces_the_clips(monkeypatch):
-    """A decoder that is sharp at 3.7 units of depth and worse elsewhere gets 3.67, between 3 and 4.5."""
+    """A decoder that is sharp at 3.7 units of depth and worse elsewhere gets about that."""
     from lyra_ns.generation import length_unit
 
     cameras = path_of_poses(torch.eye(4).repeat(9, 1, 1), torch.tensor([90.0, 90, 48, 32]), 64, 96)[None]
@@ -548,16 +548,54 @@ def test_the_fitted_unit_is_the_one_that_reproduces_the_clips(monkeypatch):
     def rendered(factor, views, settings):
         from types import SimpleNamespace
 
-        shade = 0.5 + 0.1 * abs(np.log(factor / 3.7))
+        shade = 0.6 + 0.1 * np.log(factor / 3.7) ** 2
         return SimpleNamespace(rgb=torch.full((1, 64, 96, 3), shade))
 
     monkeypatch.setattr(length_unit, "render", rendered)
     video = torch.full((9, 3, 64, 96), 128, dtype=torch.uint8)
-    settings = RenderSettings(response="ewa")
-    unit = fitted_unit(reconstruct, torch.zeros(1, 16, 2, 8, 12), cameras, [video], settings)
-    assert unit.factor == pytest.approx((3.0 * 4.5) ** 0.5)
-    assert len(unit.tried) == len(seen) == 6
-    assert seen == pytest.approx([2.0, 3.0, 4.5, 6.5, *sorted(seen[4:])])
+    settings, steps = RenderSettings(response="ewa"), []
+    z = torch.zeros(1, 16, 2, 8, 12)
+    unit = fitted_unit(
+        reconstruct, z, cameras, [video], settings, 2.4, on_step=lambda *step: steps.append(step)
+    )
+    assert seen == pytest.approx([2.4, 3.6, 5.4])
+    assert unit.factor == pytest.approx(3.6)
+    assert unit.origin == "fitted: of 3 the clips are reproduced best in it"
+    assert set(unit.tried) == {"2.4", "3.6", "5.4"}
+    assert steps == [(1, 6), (2, 6), (3, 6)]
+
+
+def hill(top: float, width: float = 0.5):
+    """Closeness in dB of a decoder that knows units of `top`, and the units that it is asked for."""
+    asked: list[float] = []
+
+    def closeness(unit: float) -> float:
+        asked.append(unit)
+        return 25 - (np.log(unit / top) / width) ** 2
+
+    return closeness, asked
+
+
+@pytest.mark.parametrize("top", [0.6, 1.1, 2.0, 2.9, 3.0, 3.6, 4.5, 7.0, 10.0, 18.0])
+def test_the_search_for_the_unit_goes_on_outwards_and_asks_seldom(top):
+    closeness, asked = hill(top)
+    tried = search_unit(closeness, 3.0)
+    assert list(tried) == asked
+    assert len(asked) <= (4 if 1.5 < top < 7 else 6)
+    best = max(tried, key=tried.__getitem__)
+    assert abs(np.log(best / top)) < (0.15 if 1.5 < top < 7 else 0.5 * np.log(1.5))
+
+
+def test_the_search_for_the_unit_is_bounded_and_ends_where_nothing_is_gained():
+    closeness, asked = hill(1e4)
+    assert max(search_unit(closeness, 3.0)) == pytest.approx(3.0 * 1.5**5)
+    closeness, asked = hill(1e-4)
+    assert min(search_unit(closeness, 3.0)) == pytest.approx(3.0 / 1.5**4)
+    asked.clear()
+    # A decoder to which the unit hardly matters.
+    closeness, asked = hill(30.0, width=50.0)
+    search_unit(closeness, 3.0)
+    assert asked == pytest.approx([3.0, 4.5, 6.75])
 
 
 def test_units_of_the_shipped_kind_of_decoder_are_fitted_by_default(files, tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from lyra_ns.checkpoints import save_decoder
 from lyra_ns.codec import load_codec
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
 from lyra_ns.gaussians import GaussianHeadConfig
-from lyra_ns.generation import clip_sharing, kept_clips, reading
+from lyra_ns.generation import clip_sharing, finishing, kept_clips, reading
 from lyra_ns.generation import generate as generate_module
 from lyra_ns.generation.cache.scene import SceneCache
 from lyra_ns.generation.clip_sharing import check_num_gpus
@@ -232,8 +232,8 @@ def test_estimated_depth_may_differ_by_rounding_and_no_more(files, tmp_path, mon
     plan_scene = generate_module.plan_scene
 
     def with_depth_times(factor: float):
-        def plan(*arguments):
-            made = plan_scene(*arguments)
+        def plan(*arguments, **named):
+            made = plan_scene(*arguments, **named)
             object.__setattr__(made, "depth", made.depth * factor)
             return made
 

@@ -13,6 +13,8 @@ from lyra_ns.evaluation.stereo_photo import (
     clips_of_photo,
     cropped_and_resized,
     evaluate_stereo_photo,
+    in_metres,
+    left_warped,
     load_stereo_photo,
 )
 from lyra_ns.perceptual import load_lpips
@@ -45,26 +47,21 @@ def test_plain_warp_reproduces_the_published_numbers(photo):
 
 
 def test_floor_and_reference_line_at_full_size(photo):
-    scores = evaluate_stereo_photo(lambda _: photo.right[None], photo, load_lpips("alex"))
+    scores = evaluate_stereo_photo({"same": photo.right[None]}, photo, load_lpips("alex"))
     assert scores["left_copied"].psnr_covered == pytest.approx(12.91, abs=0.02)
     assert scores["left_copied"].lpips == pytest.approx(0.419, abs=0.001)
     assert scores["left_warped"].psnr_covered == pytest.approx(27.72, abs=0.05)
     assert scores["left_warped"].lpips_covered < 0.05
-    assert scores["reconstruction"].psnr == pytest.approx(100.0)
-    assert scores["reconstruction"].lpips == 0
+    assert scores["same"].psnr == pytest.approx(100.0)
+    assert scores["same"].lpips == 0
 
 
-def test_the_reconstruction_is_asked_for_the_right_camera(small):
-    asked = []
-
-    def render_right(camera):
-        asked.append(camera)
-        return small.left[None] + 2.0
-
-    scores = evaluate_stereo_photo(render_right, small, lambda a, b: (a - b).abs().mean((1, 2, 3)))
-    torch.testing.assert_close(asked[0].camera_to_world[0, :3, 3], torch.tensor([0.193001, 0.0, 0.0]))
+def test_colours_are_clipped_before_they_are_judged(small):
+    distance = lambda a, b: (a - b).abs().mean((1, 2, 3))  # noqa: E731
+    scores = evaluate_stereo_photo({"bright": small.left[None] + 2.0}, small, distance)
     white = torch.ones_like(small.right)[None]
-    assert scores["reconstruction"].psnr == pytest.approx(psnr(white, small.right[None]).item(), abs=1e-4)
+    assert scores["bright"].psnr == pytest.approx(psnr(white, small.right[None]).item(), abs=1e-4)
+    assert scores["bright"].lpips == pytest.approx(distance(white, small.right[None]).item(), abs=1e-6)
 
 
 def test_depth_and_cameras_agree_with_the_disparity(photo, small):
@@ -111,3 +108,16 @@ def test_holes_of_clips_are_filled_and_marked(clips):
     border = clips.rgb[2, 2, :, :, 0]
     assert border.min() >= 0
     assert border.mean() > 0.05
+
+
+def test_depth_of_another_unit_is_brought_to_metres(small):
+    """By its median where depth was measured, whatever it says elsewhere."""
+    depth = torch.where(small.depth > 0, 7 * small.depth, 1e4)
+    torch.testing.assert_close(in_metres(depth, small)[small.depth > 0], small.depth[small.depth > 0])
+
+
+def test_a_flat_depth_moves_the_photograph_less_well_than_the_measured_one(small):
+    flat = in_metres(torch.ones_like(small.depth), small)
+    found = [psnr(left_warped(small, depth).rgb, small.right[None]).item() for depth in (flat, small.depth)]
+    assert found[0] > psnr(small.left[None], small.right[None]).item() + 1
+    assert found[1] > found[0] + 2

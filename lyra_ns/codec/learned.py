@@ -157,4 +157,5 @@ def config_of(values: dict[str, Any]) -> LearnedCodecConfig:
     names = {field.name for field in fields(LearnedCodecConfig)}
     if values.keys() != names:
         raise ValueError(f"expected a configuration with {sorted(names)}, found {sorted(values)}")
-    return LearnedCodecConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    own: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return LearnedCodecConfig(**own)

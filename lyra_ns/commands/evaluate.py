@@ -126,8 +126,8 @@ class PhotoCheck(DecoderChoice):
     """Reconstruct a real photograph and compare with a real second one beside it (Middlebury's Motorcycle).
 
     The left photograph, moved along the six camera paths by its measured depth, is the input; the right one
-    is the truth. The decoder that ships has never seen a photograph of a scene. The fitted unit of length is
-    the one in which the decoder reproduces its own input best.
+    is the truth. Beside it stand one Gaussian per pixel by the depth that ships and by the measured one. The
+    fitted unit of length is the one in which the decoder reproduces its own input best.
     """
 
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("photo_check")
@@ -160,6 +160,7 @@ class PhotoCheck(DecoderChoice):
             "render": asdict(settings),
             "num_gaussians": check.fitted.num_gaussians,
             "fitted_units_per_metre": check.fitted.units_per_metre,
+            "units_tried": check.units_tried,
             "scores": {name: asdict(scores) for name, scores in check.scores.items()},
             "environment": environment(reconstruct.device),
         }

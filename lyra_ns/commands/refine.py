@@ -73,9 +73,7 @@ class Refine:
         print(f"{views.num} frames of {size}, {len(views.held_back)} of them held back")
         with explaining_exhaustion(device):
             made = self._refined(gaussians.to(device), views)
-        made.gaussians.save(
-            self.output, camera=views.cameras[0], title=self.scene.stem, response=self._response
-        )
+        made.gaussians.save(self.output, camera=views.cameras[0], title=ply.stem, response=self._response)
         for name, step in (("before", 0), ("after", made.best_step)):
             if made.held_back_psnr:
                 print(f"held-back frames {name}: {made.held_back_psnr[step]:.2f} dB")

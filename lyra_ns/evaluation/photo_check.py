@@ -2,7 +2,8 @@
 
 A unit of length is a free choice that a decoder trained on other lenses and rooms does care about. So the
 photograph is read twice: in metres, and in the unit in which the decoder reproduces its own input best. The
-right photograph has no part in that choice.
+right photograph has no part in that choice. Beside it stands what needs no decoder: one Gaussian per pixel,
+by the depth that ships and by the measured one.
 
 Shape letters: V trajectories, L frames, H W image.
 """
@@ -18,17 +19,20 @@ from torch import Tensor
 
 from lyra_ns.cameras import CameraPath, stack_cameras
 from lyra_ns.data.reading_order import READING_ORDER
-from lyra_ns.evaluation.baselines import pixel_gaussians, render_splats
-from lyra_ns.evaluation.metrics import psnr
 from lyra_ns.evaluation.pictures import contact_sheet
 from lyra_ns.evaluation.stereo_photo import (
+    PhotoClips,
     PhotoScores,
     StereoPhoto,
     clips_of_photo,
     cropped_and_resized,
     evaluate_stereo_photo,
+    in_metres,
+    left_warped,
     load_stereo_photo,
 )
+from lyra_ns.generation.depth.small_network import load_small_depth
+from lyra_ns.generation.length_unit import SUBJECT_AT, LengthUnit, fitted_unit, in_unit
 from lyra_ns.losses import ImageDistance
 from lyra_ns.reconstruction import Reconstructor
 from lyra_ns.rendering import RenderSettings, render
@@ -36,14 +40,12 @@ from lyra_ns.trajectories import TRAJECTORIES, trajectory_path
 
 TITLES = {
     "left_copied": "left copied (floor)",
-    "left_warped": "left warped by its depth (reference)",
-    "reconstruction": "reconstruction, in metres",
-    "reconstruction_fitted": "reconstruction, in the fitted unit",
+    "own_pixels": "one Gaussian per pixel, own depth",
+    "left_warped": "one per pixel, measured depth (reference)",
+    "reconstruction": "decoder, in metres",
+    "reconstruction_fitted": "decoder, in the fitted unit",
 }
 """Scores in the order in which they are read."""
-
-UNITS_PER_METRE = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5)
-"""Units that are tried."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,6 @@ class PhotoView:
     """z-depth in metres."""
     num_gaussians: int
     """Gaussians that pruning left."""
-    input_psnr: float
-    """How well the last frames of the input paths are reproduced, in dB."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,16 @@ class PhotoCheckResult:
     """The reconstruction in metres."""
     fitted: PhotoView
     """The reconstruction in the unit that reproduces the input best."""
+    units_tried: dict[str, float]
+    """Closeness of the input in dB by units per metre."""
 
     def as_table(self) -> str:
         """The scores as aligned text; `covered` counts only what the left photograph shows too."""
-        lines = [f"{'right photograph':<38}{'PSNR dB':>9}{'LPIPS':>8}{'covered dB':>12}{'LPIPS':>8}"]
+        lines = [f"{'right photograph':<42}{'PSNR dB':>9}{'LPIPS':>8}{'covered dB':>12}{'LPIPS':>8}"]
         for name, title in TITLES.items():
             scores = self.scores[name]
             lines.append(
-                f"{title:<38}{scores.psnr:>9.2f}{scores.lpips:>8.3f}"
+                f"{title:<42}{scores.psnr:>9.2f}{scores.lpips:>8.3f}"
                 f"{scores.psnr_covered:>12.2f}{scores.lpips_covered:>8.3f}"
             )
         return "\n".join(lines)
@@ -104,48 +106,60 @@ def check_photo(
     codec = reconstruct.codec
     video = clips.rgb.transpose(1, 2) * 2 - 1
     z = codec.to_diffusion(codec.encode(video.to(reconstruct.device)))
-    inputs = (clips.rgb[:, -1].movedim(1, -1), cameras)
-    views = [
-        _view_from_right(reconstruct, z, inputs, photo.right_camera, settings, unit)
-        for unit in UNITS_PER_METRE
-    ]
-    metric, fitted = views[0], max(views, key=lambda view: view.input_psnr)
-    scores = evaluate_stereo_photo(lambda _: metric.rgb[None], photo, perceptual)
-    again = evaluate_stereo_photo(lambda _: fitted.rgb[None], photo, perceptual)
-    return PhotoCheckResult(
-        photo, scores | {"reconstruction_fitted": again["reconstruction"]}, metric, fitted
+    unit = _fitted_unit(reconstruct, z, clips, photo.centre_depth, settings)
+    metric, fitted = (
+        _view_from_right(reconstruct, z, cameras, photo.right_camera, settings, units_per_metre)
+        for units_per_metre in (1.0, unit.factor)
     )
+    images = {
+        "reconstruction": metric.rgb[None],
+        "reconstruction_fitted": fitted.rgb[None],
+        "own_pixels": left_warped(photo, _own_depth(photo)).rgb,
+    }
+    scores = evaluate_stereo_photo(images, photo, perceptual)
+    return PhotoCheckResult(photo, scores, metric, fitted, unit.tried)
+
+
+def _own_depth(photo: StereoPhoto) -> Float[Tensor, "H W"]:
+    """Depth of the left photograph by the network that ships, in metres by the median alone."""
+    found = load_small_depth().predict(photo.left.movedim(-1, 0), photo.left_camera.intrinsics)
+    return in_metres(found.depth, photo)
+
+
+def _fitted_unit(
+    reconstruct: Reconstructor,
+    z: Float[Tensor, "V C T h w"],
+    clips: PhotoClips,
+    centre_depth: float,
+    settings: RenderSettings,
+) -> LengthUnit:
+    """The unit, as units per metre, in which the decoder reproduces its input best."""
+    videos = [(video * 255).round().to(torch.uint8) for video in clips.rgb]
+    # It is looked for in units of the centre depth, as for every other scene.
+    unit = fitted_unit(reconstruct, z, in_unit(clips.cameras, 1 / centre_depth), videos, settings, SUBJECT_AT)
+    tried = {f"{float(factor) / centre_depth:.3g}": value for factor, value in unit.tried.items()}
+    return replace(unit, factor=unit.factor / centre_depth, tried=tried)
 
 
 def _view_from_right(
     reconstruct: Reconstructor,
     z: Float[Tensor, "V C T h w"],
-    inputs: tuple[Float[Tensor, "V H W 3"], CameraPath],
+    cameras: CameraPath,
     right_camera: CameraPath,
     settings: RenderSettings,
     units_per_metre: float,
 ) -> PhotoView:
-    """The reconstruction in another unit; `inputs` are the last frame of each path and the paths [V, L]."""
-    last_frames, cameras = inputs
-    cameras = _in_unit(cameras, units_per_metre)
+    """The reconstruction in another unit; `cameras` are the paths [V, L] of the input."""
     # The paths start at the left camera, so its frame is the one that the Gaussians come in.
-    gaussians = reconstruct(z, cameras)
-    device = reconstruct.device
-    again = render(gaussians, cameras[:, -1].to(device), settings).rgb.clamp(0, 1).cpu()
-    right = render(gaussians, _in_unit(right_camera, units_per_metre).reshape(1).to(device), settings)
+    gaussians = reconstruct(z, in_unit(cameras, units_per_metre))
+    camera = in_unit(right_camera, units_per_metre).reshape(1).to(reconstruct.device)
+    right = render(gaussians, camera, settings)
     return PhotoView(
         units_per_metre,
         right.rgb[0].clamp(0, 1).cpu(),
         right.depth[0].cpu() / units_per_metre,
         gaussians.num,
-        psnr(again, last_frames).mean().item(),
     )
-
-
-def _in_unit(cameras: CameraPath, units_per_metre: float) -> CameraPath:
-    poses = cameras.camera_to_world.clone()
-    poses[..., :3, 3] *= units_per_metre
-    return replace(cameras, camera_to_world=poses)
 
 
 def photo_paths(photo: StereoPhoto, num_frames: int) -> CameraPath:
@@ -168,17 +182,16 @@ def photo_paths(photo: StereoPhoto, num_frames: int) -> CameraPath:
 
 
 def photo_sheet(result: PhotoCheckResult) -> Image.Image:
-    """One row: left | right | ours, in metres and in the fitted unit | left warped | our depth."""
+    """One row: left | right | ours, in metres and in the fitted unit | per pixel, twice | our depth."""
     photo = result.photo
-    splats = pixel_gaussians(photo.left, photo.depth, photo.left_camera)
-    warped = render_splats(splats, photo.right_camera.reshape(1))
     return contact_sheet(
         {
             "left photograph (input)": photo.left[None],
             "right photograph (truth)": photo.right[None],
             "ours, in metres": result.metric.rgb[None],
-            f"ours, {result.fitted.units_per_metre:g} units per metre": result.fitted.rgb[None],
-            "left warped by its depth": warped.rgb,
+            f"ours, {result.fitted.units_per_metre:.3g} units per metre": result.fitted.rgb[None],
+            "per pixel, own depth": left_warped(photo, _own_depth(photo)).rgb,
+            "per pixel, measured depth": left_warped(photo, photo.depth).rgb,
             "our depth": result.fitted.depth[None],
         }
     )

@@ -9,7 +9,7 @@ Shape letters: V trajectories, L frames, H W image.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lyra_ns.cameras import CameraPath
-from lyra_ns.evaluation.baselines import COVERED_ALPHA, pixel_gaussians, render_splats
+from lyra_ns.evaluation.baselines import COVERED_ALPHA, WarpedImages, pixel_gaussians, render_splats
 from lyra_ns.evaluation.hole_filling import background_weights, fill_holes
 from lyra_ns.evaluation.metrics import psnr
 from lyra_ns.gaussians import Gaussians
@@ -175,26 +175,37 @@ class PhotoScores:
 
 @torch.no_grad()
 def evaluate_stereo_photo(
-    render_right: Callable[[CameraPath], Float[Tensor, "1 H W 3"]],
+    images: Mapping[str, Float[Tensor, "1 H W 3"]],
     photo: StereoPhoto,
     perceptual: ImageDistance,
 ) -> dict[str, PhotoScores]:
-    """Scores of a reconstruction from the left photograph, beside a floor and a reference line.
+    """Scores of reconstructions from the left photograph, beside a floor and a reference line.
 
-    `render_right` is given the right camera [1] in the left camera's frame and returns its image. Keys:
-    `reconstruction`; `left_copied`, the left photograph taken for the right one (the floor);
-    `left_warped`, the left photograph moved by its measured depth, holes filled (the reference line).
+    `images` are what the right camera sees of each. Besides their names: `left_copied`, the left photograph
+    taken for the right one (the floor); `left_warped`, the left photograph moved by its measured depth, holes
+    filled (the reference line).
     """
-    camera = photo.right_camera.reshape(1)
-    warped = render_splats(pixel_gaussians(photo.left, photo.depth, photo.left_camera), camera)
+    warped = left_warped(photo, photo.depth)
+    judged = {**images, "left_copied": photo.left[None], "left_warped": warped.rgb}
+    return {
+        name: _scores(image.clamp(0, 1), photo.right[None], warped.covered, perceptual)
+        for name, image in judged.items()
+    }
+
+
+def left_warped(photo: StereoPhoto, depth: Float[Tensor, "H W"]) -> WarpedImages:
+    """The left photograph at the right camera [1], a Gaussian per pixel by depth in metres; holes filled."""
+    splats = pixel_gaussians(photo.left, depth, photo.left_camera)
+    warped = render_splats(splats, photo.right_camera.reshape(1))
     covered = warped.alpha > COVERED_ALPHA
     weights = background_weights(torch.where(covered, warped.depth, 0.0)[:, None])
-    images = {
-        "reconstruction": render_right(camera).clamp(0, 1).to(photo.right.device),
-        "left_copied": photo.left[None],
-        "left_warped": fill_holes(warped.rgb.movedim(-1, 1), weights).movedim(1, -1),
-    }
-    return {name: _scores(image, photo.right[None], covered, perceptual) for name, image in images.items()}
+    return WarpedImages(fill_holes(warped.rgb.movedim(-1, 1), weights).movedim(1, -1), covered)
+
+
+def in_metres(depth: Float[Tensor, "H W"], photo: StereoPhoto) -> Float[Tensor, "H W"]:
+    """Depth of the left photograph in a unit of its own, made as deep in the median as the measured one."""
+    measured = photo.depth > 0
+    return depth * (photo.depth[measured].median() / depth[measured].median())
 
 
 def _scores(

@@ -15,7 +15,7 @@ from lyra_ns.decoder import LatentGaussianDecoder
 from lyra_ns.generation.clip_making import clip_title, teacher_name
 from lyra_ns.generation.decoder_input import DecoderInput, is_small, with_frames
 from lyra_ns.generation.known_views import KnownViews
-from lyra_ns.generation.length_unit import LengthUnit, fitted_unit
+from lyra_ns.generation.length_unit import SUBJECT_AT, LengthUnit, fitted_unit
 from lyra_ns.generation.output_folder import whole_folder
 from lyra_ns.generation.outputs import (
     Instant,
@@ -155,7 +155,10 @@ class SceneFinisher:
         if not isinstance(wanted, str):
             return LengthUnit(float(wanted), "given as --units", {})
         time = self.settings.times[0] if given.is_dynamic else None
-        return fitted_unit(reconstruct, given.z, given.cameras, list(given.videos), drawn, time, on_step)
+        # Ready latents have a unit already, most likely one that a decoder of this kind was given.
+        start = 1.0 if clips.plan is None else SUBJECT_AT / clips.plan.near_depth
+        videos = list(given.videos)
+        return fitted_unit(reconstruct, given.z, given.cameras, videos, drawn, start, time, on_step)
 
     def _instants(self, reconstruct: Reconstructor, given: DecoderInput) -> tuple[Instant, ...]:
         times: tuple[float | None, ...] = self.settings.times if given.is_dynamic else (None,)

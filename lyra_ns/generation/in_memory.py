@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lyra_ns.cameras import CameraPath
 from lyra_ns.gaussians import Gaussians
-from lyra_ns.generation.generate import GeneratedScene
+from lyra_ns.generation.finishing import GeneratedScene
 from lyra_ns.generation.generate import generate as generate_files
 from lyra_ns.generation.outputs import Instant
 from lyra_ns.generation.settings import GenerateSettings
