@@ -82,9 +82,8 @@ class LearnedNetwork(nn.Module):
             outside_basis(linear.first_mean, linear.first_basis),
             outside_basis(linear.group_mean, linear.group_basis),
         )
-        for column, (into, out) in enumerate(
-            zip(self.encoder.shortcuts, self.decoder.shortcuts, strict=True)
-        ):
+        shortcuts = zip(_linears(self.encoder.shortcuts), _linears(self.decoder.shortcuts), strict=True)
+        for column, (into, out) in enumerate(shortcuts):
             into.weight.copy_(bases[column] / std[:, column, None])
             into.bias.copy_(-mean[:, column] / std[:, column])
             out.weight.copy_((inverses[column] * std[:, column, None]).T)
@@ -109,9 +108,8 @@ class Encoder(nn.Module):
         self.later_head = SpatialConv(coarse, 2 * config.num_channels, bias=True)
         self.shortcuts = nn.ModuleList(nn.Linear(n, config.num_channels) for n in (FIRST_SIZE, GROUP_SIZE))
         for head in (self.first_head, self.later_head):
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
-            nn.init.constant_(head.bias[config.num_channels :], FIRST_LOG_VARIANCE)
+            _, bias = _make_zero(head)
+            nn.init.constant_(bias[config.num_channels :], FIRST_LOG_VARIANCE)
 
     def forward(
         self, video: Float[Tensor, "N 3 L H W"]
@@ -155,8 +153,7 @@ class Decoder(nn.Module):
         self.norm = ChannelNorm(fine)
         self.patches = SpatialConv(fine, 3 * PATCH**2 * PATCH_FRAMES, bias=True)
         self.shortcuts = nn.ModuleList(nn.Linear(config.num_channels, n) for n in (FIRST_SIZE, GROUP_SIZE))
-        nn.init.zeros_(self.patches.weight)
-        nn.init.zeros_(self.patches.bias)
+        _make_zero(self.patches)
 
     def forward(self, latents: Float[Tensor, "N C T h w"]) -> Float[Tensor, "N 3 L H W"]:
         """The video."""
@@ -199,6 +196,18 @@ class ResidualBlock(nn.Module):
 
 def _level(width: int, num_blocks: int, is_causal: bool) -> nn.Sequential:
     return nn.Sequential(*[ResidualBlock(width, is_causal) for _ in range(num_blocks)])
+
+
+def _linears(modules: nn.ModuleList) -> list[nn.Linear]:
+    return [module for module in modules if isinstance(module, nn.Linear)]
+
+
+def _make_zero(layer: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a layer, now all zero."""
+    parameters = list(layer.parameters())
+    for parameter in parameters:
+        nn.init.zeros_(parameter)
+    return parameters
 
 
 class ChannelNorm(nn.Module):
