@@ -14,6 +14,8 @@ Shape letters: N videos, L frames (8k + 1), T latent frames (k + 1), C latent ch
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from hashlib import sha256
 from importlib.resources import files
@@ -148,8 +150,25 @@ def load_learned_codec(path: Path | None = None, device: torch.device | str = "c
             f"learned codec {path} does not exist: name a file that `python -m training.codec.train` wrote, "
             "learned:FILE, or use the codec linear"
         )
+    with _reading(path):
+        tensors, network = _read(path)
+        statistics = LatentStatistics(tensors["latent_mean"], tensors["latent_std"], repeat_last=True)
+        return LearnedCodec(network, statistics, linear_codec_of(_part(tensors, "maps.")), name).to(device)
+
+
+def read_learned_network(path: Path) -> LearnedNetwork:
+    """The network of a codec's file, for training it further; FileNotFoundError or ValueError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"learned codec {path} does not exist: name the file of one")
+    with _reading(path):
+        return _read(path)[1]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Says of everything that can go wrong with a file that it is no learned codec."""
     try:
-        return _codec_of_file(path, name).to(device)
+        yield
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
@@ -158,16 +177,16 @@ def load_learned_codec(path: Path | None = None, device: torch.device | str = "c
         ) from error
 
 
-def _codec_of_file(path: Path, name: str) -> LearnedCodec:
+def _read(path: Path) -> tuple[dict[str, Tensor], LearnedNetwork]:
+    """All tensors of a file, and the network that is made of some of them."""
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
     if metadata.get("format") != FORMAT:
         raise ValueError(f"expected the format {FORMAT!r}, found {metadata.get('format')!r}")
-    statistics = LatentStatistics(tensors.pop("latent_mean"), tensors.pop("latent_std"), repeat_last=True)
     network = LearnedNetwork(config_of(json.loads(metadata["config"])))
     network.load_state_dict(_part(tensors, "network."))
-    return LearnedCodec(network, statistics, linear_codec_of(_part(tensors, "maps.")), name)
+    return tensors, network
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -179,5 +198,5 @@ def config_of(values: dict[str, Any]) -> LearnedCodecConfig:
     names = {field.name for field in fields(LearnedCodecConfig)}
     if values.keys() != names:
         raise ValueError(f"expected a configuration with {sorted(names)}, found {sorted(values)}")
-    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return LearnedCodecConfig(**settings)
+    own: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return LearnedCodecConfig(**own)
