@@ -1,4 +1,4 @@
-"""`python -m training.decoder PACK OUTPUT`: fine-tunes the decoder that ships, and says how good it is."""
+"""`python -m training.decoder PACK OUTPUT`: trains the decoder that ships, and says how good it is."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ from training.decoder.judge import judge_decoder, judged_scenes
 from training.decoder.photograph_scenes import draw_recipe, photograph_scene
 from training.decoder.rendered_scenes import RenderedJobs, write_rendered_scenes
 from training.decoder.scenes import SIZES, ScenePool, TrainingScene, load_scene
-from training.decoder.train import DecoderTraining, DecoderTrainingConfig, load_start, run_training
+from training.decoder.train import (
+    DecoderTraining,
+    DecoderTrainingConfig,
+    fresh_start,
+    load_start,
+    run_training,
+)
 from training.photographs.pack import Pack, texture_bank
 
 USUAL_SIZE_SCENES = 0.4
@@ -33,7 +39,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m training.decoder", description=__doc__)
     parser.add_argument("pack", type=Path, help="pack of photographs (python -m training.photographs.build)")
     parser.add_argument("output", type=Path, help="folder for weights, state and log")
-    parser.add_argument("--start", type=Path, help="decoder to start from; by default the one that ships")
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument("--start", type=Path, help="decoder to start from; by default the one that ships")
+    begin.add_argument("--fresh", action="store_true", help="start from random weights")
     parser.add_argument("--resume", action="store_true", help="go on from the state in OUTPUT")
     parser.add_argument("--seconds", type=float, default=500, help="of training in this run")
     parser.add_argument(
@@ -64,13 +72,17 @@ def main() -> None:
 
     pool = ScenePool(_scenes(options, say))
     say(f"scenes: {pool.describe()}")
-    start = options.start or Path(str(files("lyra_ns.weights") / "lyra_tiny.safetensors"))
     config = DecoderTrainingConfig(
         scenes_per_step=options.scenes_per_step,
         learning_rate=options.learning_rate,
         seed=options.seed,
     )
-    decoder = load_start(start, config, options.device)
+    shipped = Path(str(files("lyra_ns.weights") / "lyra_tiny.safetensors"))
+    decoder = (
+        fresh_start(pool, config, options.device)
+        if options.fresh
+        else load_start(options.start or shipped, config, options.device)
+    )
     training = DecoderTraining(decoder, config)
     if options.resume:
         training.resume(options.output)

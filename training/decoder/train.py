@@ -23,6 +23,7 @@ from lyra_ns.checkpoints import load_decoder, save_decoder
 from lyra_ns.conditioning import Conditioning
 from lyra_ns.data.files import write_whole
 from lyra_ns.decoder import LatentGaussianDecoder
+from lyra_ns.decoder_config import TINY_DECODER
 from lyra_ns.decoder_graphs import GraphedDecoder
 from lyra_ns.gaussians import prune
 from lyra_ns.losses import LossConfig, mse_loss, perceptual_loss, reconstruction_losses, warm_start_loss
@@ -254,4 +255,16 @@ def load_start(
     decoder = load_decoder(path).to(device).float()
     head = replace(decoder.config.head, footprint_limit=config.footprint_limit)
     decoder.config = replace(decoder.config, head=head)
+    return decoder
+
+
+def fresh_start(
+    pool: ScenePool, config: DecoderTrainingConfig, device: torch.device | str
+) -> LatentGaussianDecoder:
+    """A decoder of the shipped sizes with random weights; its inputs are whitened by what one batch holds."""
+    torch.manual_seed(config.seed)
+    head = replace(TINY_DECODER.head, footprint_limit=config.footprint_limit)
+    decoder = LatentGaussianDecoder(replace(TINY_DECODER, head=head)).to(device)
+    batch = draw_batch(pool, random.Random(f"{config.seed} statistics"), config)
+    decoder.set_input_statistics(batch.latents, batch.plucker)
     return decoder
