@@ -17,6 +17,7 @@ import tyro
 from benchmarks.full_size_tables import FULL_SIZE_TABLES
 from benchmarks.generation_tables import GENERATION_TABLES
 from benchmarks.photograph_tables import PHOTOGRAPH_TABLES
+from benchmarks.refinement_table import refinement_table
 from benchmarks.table_text import Measure, Row, numbers, origin, read, table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -140,6 +141,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "stabilisers": stabilisers_table,
     "photo": photo_table,
     "training": training_table,
+    "refinement": refinement_table,
     **FULL_SIZE_TABLES,
     **GENERATION_TABLES,
     **PHOTOGRAPH_TABLES,

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lyra_ns.cameras import CameraPath, RayGrid, plucker_map, ray_grid
-from lyra_ns.codec.interface import VideoCodec
+from lyra_ns.codec.interface import MapEncoder, VideoCodec
 from lyra_ns.conditioning_cache import LatentCache, LatentFolder, default_cache_folder
 
 RayDtype = Literal["float32", "bfloat16"]
@@ -158,7 +158,7 @@ class ConditioningBuilder:
         return latents.unflatten(0, (num_scenes, num_views))
 
     def _encode_rays(self, views: CameraPath) -> Float[Tensor, "N C2 T h w"]:
-        latents = self.codec.encode(self._ray_videos(views).flatten(0, 1))
+        latents = self._encode_maps(self._ray_videos(views).flatten(0, 1))
         return torch.cat(latents.chunk(2), 1)
 
     def _ray_videos(self, views: CameraPath) -> Float[Tensor, "2 N 3 L H W"]:
@@ -180,8 +180,12 @@ class ConditioningBuilder:
             "time",
             cameras,
             times,
-            lambda rows: self.codec.encode(time_video(times[rows], cameras.height, cameras.width)),
+            lambda rows: self._encode_maps(time_video(times[rows], cameras.height, cameras.width)),
         )
+
+    def _encode_maps(self, maps: Float[Tensor, "N 3 L H W"]) -> Float[Tensor, "N C T h w"]:
+        codec = self.codec
+        return codec.encode_maps(maps) if isinstance(codec, MapEncoder) else codec.encode(maps)
 
     def _cached(
         self,

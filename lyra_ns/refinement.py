@@ -12,14 +12,13 @@ from time import monotonic
 
 import torch
 
-from lyra_ns.evaluation.metrics import psnr
 from lyra_ns.gaussians import Gaussians
 from lyra_ns.losses import ImageDistance
 from lyra_ns.perceptual import SMALLEST_SIDE, load_lpips
 from lyra_ns.refinement_attributes import TrainableGaussians, pixel_sizes
 from lyra_ns.refinement_config import RefinementConfig
 from lyra_ns.refinement_densify import Densifier
-from lyra_ns.refinement_loss import photometric_loss
+from lyra_ns.refinement_loss import covered_psnr, photometric_loss
 from lyra_ns.refinement_views import (
     RefinementViews,
     check_views,
@@ -171,7 +170,7 @@ class _Refiner:
         self.scene.step(rate)
         if self.densifier is not None:
             self.densifier.after_step(step)
-        found = float(psnr(seen.rgb.detach(), view.images, view.covered))
+        found = float(covered_psnr(seen.rgb.detach(), view))
         if not math.isnan(found):
             self.running_psnr = found if self.running_psnr is None else 0.9 * self.running_psnr + 0.1 * found
 
@@ -188,7 +187,7 @@ class _Refiner:
         """Look at the held-back pictures; keep the state if it is the best so far, or if there are none."""
         found = self.scene.snapshot()
         scores = [
-            psnr(render(found, view.cameras, self.config.render).rgb, view.images, view.covered)
+            covered_psnr(render(found, view.cameras, self.config.render).rgb, view)
             for some in self.views
             for view in (some[index] for index in some.held_back)
         ]

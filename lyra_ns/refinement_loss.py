@@ -15,6 +15,8 @@ from lyra_ns.refinement_config import RefinementConfig
 from lyra_ns.refinement_views import RefinementViews
 from lyra_ns.rendering.types import Rendered
 
+SMALLEST_ERROR = 1e-10
+"""Equal pictures get 100 dB and not infinity."""
 SMALLEST_SSIM_SIDE = 11
 """Side of the window of SSIM; smaller pictures go without."""
 
@@ -42,6 +44,14 @@ def photometric_loss(
     if view.depth is not None and config.depth:
         loss = loss + config.depth * _depth_error(seen, view)
     return loss * wanted.shape[1] * wanted.shape[2]
+
+
+def covered_psnr(rgb: Float[Tensor, "M H W 3"], view: RefinementViews) -> Float[Tensor, " M"]:
+    """PSNR in dB over the covered pixels of each view; NaN where there are none."""
+    error = (rgb.clamp(0, 1) - view.images).square().mean(-1)
+    covered = torch.ones_like(error, dtype=torch.bool) if view.covered is None else view.covered
+    mean = torch.where(covered, error, 0.0).sum((1, 2)) / covered.sum((1, 2))
+    return -10 * mean.clamp(min=SMALLEST_ERROR).log10()
 
 
 def _first(images: Float[Tensor, "M H W 3"]) -> Float[Tensor, "M 3 H W"]:

@@ -42,7 +42,6 @@ CHECKED_ROOMS = (
     "refinement_config",
     "refinement_densify",
     "refinement_loss",
-    "refinement_sources",
     "refinement_views",
     "rendering",
     "codec",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load, save
+from small_dataset import straight_path
 
 from lyra_ns.codec import VideoCodec, codec_for, load_codec
-from lyra_ns.codec.interface import VideoLatentSpec
+from lyra_ns.codec.interface import MapEncoder, VideoLatentSpec
 from lyra_ns.codec.learned import LearnedCodec, config_of, load_learned_codec
 from lyra_ns.codec.learned_network import (
     LearnedCodecConfig,
@@ -23,6 +25,7 @@ from lyra_ns.codec.learned_network import (
 )
 from lyra_ns.codec.linear import blocks_of_video, load_linear_codec
 from lyra_ns.codec.statistics import LatentStatistics
+from lyra_ns.conditioning import ConditioningBuilder
 
 TINY = LearnedCodecConfig(
     encoder_widths=(8, 16, 16), encoder_blocks=(1, 1, 1), decoder_widths=(8, 16, 16), decoder_blocks=(1, 1, 1)
@@ -45,7 +48,9 @@ def random_network(seed: int = 0, config: LearnedCodecConfig = TINY) -> LearnedN
 def random_codec(seed: int = 0) -> LearnedCodec:
     generator = torch.Generator().manual_seed(seed)
     mean, std = torch.randn(16, 2, generator=generator), torch.rand(16, 2, generator=generator) + 0.5
-    return LearnedCodec(random_network(seed), LatentStatistics(mean, std, repeat_last=True))
+    return LearnedCodec(
+        random_network(seed), LatentStatistics(mean, std, repeat_last=True), load_linear_codec()
+    )
 
 
 def random_video(
@@ -151,10 +156,28 @@ def test_the_file_holds_the_codec_and_its_digest(tmp_path, codec):
 
 
 def test_statistics_are_part_of_the_digest(codec):
-    other = LearnedCodec(random_network(), codec.statistics)
+    other = LearnedCodec(random_network(), codec.statistics, load_linear_codec())
     assert other.digest == codec.digest
     changed = LatentStatistics(codec.statistics.mean + 1, codec.statistics.std, repeat_last=True)
-    assert LearnedCodec(random_network(), changed).digest != codec.digest
+    assert LearnedCodec(random_network(), changed, load_linear_codec()).digest != codec.digest
+
+
+def test_maps_have_a_linear_codec_that_is_part_of_the_file(tmp_path, codec):
+    maps, linear = random_video(1) * 3, load_linear_codec()
+    assert isinstance(codec, MapEncoder)
+    assert torch.equal(codec.encode_maps(maps), linear.encode(maps))
+    other = replace(linear, first_basis=linear.first_basis.flip(0), digest="")
+    changed = LearnedCodec(random_network(), codec.statistics, other)
+    assert changed.digest != codec.digest
+    path = tmp_path / "codec.safetensors"
+    path.write_bytes(changed.to_bytes())
+    assert torch.equal(load_learned_codec(path).encode_maps(maps), other.encode(maps))
+
+
+def test_conditioning_encodes_its_maps_by_the_codec_for_maps(codec):
+    cameras = straight_path((0.3, 0.0, 0.2), 9).reshape(1, 1, 9)
+    learned, linear = (ConditioningBuilder(one, 8).build(cameras) for one in (codec, load_linear_codec()))
+    torch.testing.assert_close(learned.plucker, linear.plucker)
 
 
 def test_bad_sizes_are_refused(codec):
@@ -177,7 +200,10 @@ def broken_files(codec: LearnedCodec) -> dict[str, bytes]:
         "no format": save(tensors),
         "wrong format": save(tensors, metadata | {"format": "lyra_ns learned codec 99"}),
         "no statistics": save({k: v for k, v in tensors.items() if k != "latent_mean"}, metadata),
-        "missing weight": save(dict(list(tensors.items())[:-3] + list(tensors.items())[-2:]), metadata),
+        "no codec for maps": save({k: v for k, v in tensors.items() if k != "maps.first_basis"}, metadata),
+        "missing weight": save(
+            {k: v for k, v in tensors.items() if k != "network.decoder.norm.bias"}, metadata
+        ),
         "wrong size": save(tensors, metadata | {"config": wider}),
         "no config": save(tensors, {"format": metadata["format"]}),
         "unknown setting": save(tensors, metadata | {"config": json.dumps(config | {"depth": 3})}),

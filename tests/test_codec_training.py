@@ -235,6 +235,20 @@ def test_the_full_state_fits_into_files_that_travel(tmp_path):
     assert {path.name.split("-")[1] for path in tmp_path.glob("*.part")} == {"0000008"}
 
 
+def test_training_begins_with_the_weights_of_a_codec(tmp_path, state, pictures):
+    codec = export.export_codec(state)
+    path = tmp_path / "codec.safetensors"
+    path.write_bytes(codec.to_bytes())
+    trainer = train.Trainer(settings(tmp_path, start_from=path), pictures, CPU)
+    assert trainer.progress.step == 0
+    for key, tensor in read_state(state).weights("average").items():
+        assert torch.equal(trainer.network.state_dict()[key], tensor)
+        assert torch.equal(trainer.average.state_dict()[key], tensor)
+    path.write_bytes(b"no codec")
+    with pytest.raises(ValueError, match="is not a learned codec"):
+        train.Trainer(settings(tmp_path, start_from=path), pictures, CPU)
+
+
 @pytest.mark.parametrize("fault", ["cut", "changed", "missing", "manifest", "format"])
 def test_a_state_that_is_not_whole_is_refused(tmp_path, state, fault):
     folder = tmp_path / "state"

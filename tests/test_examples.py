@@ -73,6 +73,11 @@ def test_a_picture_becomes_a_scene(here, monkeypatch, capsys):
 
 
 def test_a_small_decoder_is_trained(here, monkeypatch):
+    # By way of its first importer: nerfstudio.utils.writer cannot be imported first.
+    from nerfstudio.configs.base_config import writer
+
+    # nerfstudio's writers live as long as the process, and would go on writing to this folder in later tests.
+    monkeypatch.setattr(writer, "EVENT_WRITERS", [])
     run_example("train_tiny", "data/lyra-sample", "--num-steps", "2", "--quick", monkeypatch=monkeypatch)
     lyra = lyra_ns.Lyra.from_pretrained("outputs/decoder", device="cpu")
     assert lyra.decoder.config.width == 64

@@ -80,6 +80,15 @@ class VideoCodec(Protocol):
 
 
 @runtime_checkable
+class MapEncoder(Protocol):
+    """A codec that encodes smooth maps (rays, times) for less than pictures, into latents of their own."""
+
+    def encode_maps(self, maps: Float[Tensor, "N 3 L H W"]) -> Float[Tensor, "N C T h w"]:
+        """Latents for the decoder's conditioning, as large as those of `encode` but not for `decode`."""
+        ...
+
+
+@runtime_checkable
 class FrameDecoder(Protocol):
     """A codec that can decode single frames for less than the whole video."""
 

@@ -4,12 +4,18 @@ Latents are the means that the encoder gives: nothing is drawn, equal videos hav
 latent frame depends on the first frame alone, and later ones on no later frame. A file holds the weights in
 float16; the network runs in float32, on a CUDA device with its convolutions in bfloat16.
 
+Ray maps and times are smooth: a linear codec encodes them nearly as well in a hundredth of the time. So the
+codec carries one for them (`encode_maps`), the shipped one of the day it was exported. The network has seen
+ray maps too, and `encode` and `decode` keep them, should anything pass them as videos.
+
 Shape letters: N videos, L frames (8k + 1), T latent frames (k + 1), C latent channels, H W image, h w latent.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from hashlib import sha256
 from importlib.resources import files
@@ -24,7 +30,7 @@ from torch import Tensor
 
 from lyra_ns.codec.interface import VideoLatentSpec
 from lyra_ns.codec.learned_network import LearnedCodecConfig, LearnedNetwork
-from lyra_ns.codec.linear import BLOCK, DIGEST_DIGITS
+from lyra_ns.codec.linear import BLOCK, DIGEST_DIGITS, LinearCodec, linear_codec_of
 from lyra_ns.codec.statistics import LatentStatistics
 
 FILE_NAME = "learned_codec.safetensors"
@@ -41,11 +47,18 @@ class LearnedCodec:
     The weights are rounded to float16 here, so that a codec and its file are the same and have one digest.
     """
 
-    def __init__(self, network: LearnedNetwork, statistics: LatentStatistics, name: str = "learned") -> None:
+    def __init__(
+        self,
+        network: LearnedNetwork,
+        statistics: LatentStatistics,
+        map_codec: LinearCodec,
+        name: str = "learned",
+    ) -> None:
         self._network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         for parameter in self._network.parameters():
             parameter.copy_(parameter.half())
         self.statistics = statistics
+        self._map_codec = map_codec
         self._name = name
         self.digest = sha256(self.to_bytes()).hexdigest()[:DIGEST_DIGITS]
 
@@ -63,6 +76,7 @@ class LearnedCodec:
         """This codec, moved to `device` in place."""
         self._network.to(device)
         self.statistics = self.statistics.to(device)
+        self._map_codec = self._map_codec.to(device)
         return self
 
     @torch.no_grad()
@@ -78,6 +92,11 @@ class LearnedCodec:
         with self._autocast():
             return torch.cat([self._network.decode(one) for one in raw.split(1)])
 
+    def encode_maps(self, maps: Float[Tensor, "N 3 L H W"]) -> Float[Tensor, "N C T h w"]:
+        """Latents of ray maps or times, linear in them."""
+        self._check(maps)
+        return self._map_codec.encode(maps)
+
     def to_diffusion(self, raw: Float[Tensor, "*batch C T h w"]) -> Float[Tensor, "*batch C T h w"]:
         """Latents in diffusion space: 0.5 (raw - mean) / std."""
         return self.statistics.to_diffusion(raw)
@@ -92,6 +111,7 @@ class LearnedCodec:
             f"network.{key}": tensor.detach().half().contiguous().cpu()
             for key, tensor in self._network.state_dict().items()
         }
+        tensors |= {f"maps.{key}": tensor.cpu() for key, tensor in self._map_codec.to_tensors().items()}
         tensors["latent_mean"] = self.statistics.mean.float().contiguous().cpu()
         tensors["latent_std"] = self.statistics.std.float().contiguous().cpu()
         config = json.dumps(asdict(self.config), sort_keys=True)
@@ -130,8 +150,25 @@ def load_learned_codec(path: Path | None = None, device: torch.device | str = "c
             f"learned codec {path} does not exist: name a file that `python -m training.codec.train` wrote, "
             "learned:FILE, or use the codec linear"
         )
+    with _reading(path):
+        tensors, network = _read(path)
+        statistics = LatentStatistics(tensors["latent_mean"], tensors["latent_std"], repeat_last=True)
+        return LearnedCodec(network, statistics, linear_codec_of(_part(tensors, "maps.")), name).to(device)
+
+
+def read_learned_network(path: Path) -> LearnedNetwork:
+    """The network of a codec's file, for training it further; FileNotFoundError or ValueError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"learned codec {path} does not exist: name the file of one")
+    with _reading(path):
+        return _read(path)[1]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Says of everything that can go wrong with a file that it is no learned codec."""
     try:
-        return _codec_of_file(path, name).to(device)
+        yield
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
@@ -140,16 +177,20 @@ def load_learned_codec(path: Path | None = None, device: torch.device | str = "c
         ) from error
 
 
-def _codec_of_file(path: Path, name: str) -> LearnedCodec:
+def _read(path: Path) -> tuple[dict[str, Tensor], LearnedNetwork]:
+    """All tensors of a file, and the network that is made of some of them."""
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
     if metadata.get("format") != FORMAT:
         raise ValueError(f"expected the format {FORMAT!r}, found {metadata.get('format')!r}")
-    statistics = LatentStatistics(tensors.pop("latent_mean"), tensors.pop("latent_std"), repeat_last=True)
     network = LearnedNetwork(config_of(json.loads(metadata["config"])))
-    network.load_state_dict({key.removeprefix("network."): tensor for key, tensor in tensors.items()})
-    return LearnedCodec(network, statistics, name)
+    network.load_state_dict(_part(tensors, "network."))
+    return tensors, network
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
 def config_of(values: dict[str, Any]) -> LearnedCodecConfig:

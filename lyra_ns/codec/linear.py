@@ -127,17 +127,18 @@ class LinearCodec:
 
     def to_bytes(self) -> bytes:
         """The codec as a safetensors file; equal codecs give equal bytes."""
-        return save(
-            {
-                "first_basis": self.first_basis.contiguous(),
-                "first_mean": self.first_mean,
-                "group_basis": self.group_basis.contiguous(),
-                "group_mean": self.group_mean,
-                "latent_mean": self.statistics.mean.contiguous(),
-                "latent_std": self.statistics.std.contiguous(),
-            },
-            metadata={"format": "lyra_ns linear codec 1"},
-        )
+        return save(self.to_tensors(), metadata={"format": "lyra_ns linear codec 1"})
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Everything the codec consists of, as `linear_codec_of` takes it."""
+        return {
+            "first_basis": self.first_basis.contiguous(),
+            "first_mean": self.first_mean,
+            "group_basis": self.group_basis.contiguous(),
+            "group_mean": self.group_mean,
+            "latent_mean": self.statistics.mean.contiguous(),
+            "latent_std": self.statistics.std.contiguous(),
+        }
 
 
 def load_linear_codec(path: Path | None = None) -> LinearCodec:
@@ -146,19 +147,22 @@ def load_linear_codec(path: Path | None = None) -> LinearCodec:
     if not path.is_file():
         raise FileNotFoundError(f"linear codec {path} does not exist: write it with `ns-lyra fit-codec`")
     try:
-        tensors = load_file(path)
-        statistics = LatentStatistics(tensors.pop("latent_mean"), tensors.pop("latent_std"), repeat_last=True)
-        return LinearCodec(
-            first_basis=tensors["first_basis"],
-            first_mean=tensors["first_mean"],
-            group_basis=tensors["group_basis"],
-            group_mean=tensors["group_mean"],
-            statistics=statistics,
-        )
+        return linear_codec_of(load_file(path))
     except (SafetensorError, KeyError) as error:
         raise ValueError(
             f"{path} is not a linear codec ({error}): write it again with `ns-lyra fit-codec`"
         ) from error
+
+
+def linear_codec_of(tensors: dict[str, Tensor]) -> LinearCodec:
+    """The codec that consists of these tensors; KeyError if one is missing."""
+    return LinearCodec(
+        first_basis=tensors["first_basis"],
+        first_mean=tensors["first_mean"],
+        group_basis=tensors["group_basis"],
+        group_mean=tensors["group_mean"],
+        statistics=LatentStatistics(tensors["latent_mean"], tensors["latent_std"], repeat_last=True),
+    )
 
 
 def blocks_of_video(

@@ -111,9 +111,10 @@ class Refine:
         return ply, data
 
     def _views(self, data: Path, device: torch.device) -> RefinementViews:
-        from lyra_ns.data.open import chosen_trajectories, open_scene
+        from lyra_ns.data.open import open_scene
+        from lyra_ns.data.reading_order import in_reading_order
+        from lyra_ns.generation.stored_views import TRANSFORMS, holding_back, stored_views, transforms_views
         from lyra_ns.refinement_config import usual_pixels
-        from lyra_ns.refinement_sources import TRANSFORMS, holding_back, stored_views, transforms_views
 
         num_pixels = self.max_pixels or usual_pixels(device.type)
         transforms = data if data.name.endswith(".json") else data / TRANSFORMS
@@ -123,7 +124,7 @@ class Refine:
         if scene.is_dynamic != (self.time is not None):
             advice = "moving: say which moment with" if scene.is_dynamic else "static: leave out"
             raise ValueError(f"scene {scene.name} is {advice} --time")
-        trajectories = chosen_trajectories(scene, self.trajectories)
+        trajectories = self.trajectories or in_reading_order(scene.input_ids or scene.target_ids)
         views = stored_views(
             scene, trajectories, self.frames_per_trajectory, num_pixels, self.codec, self.time
         )

@@ -9,7 +9,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from lyra_ns.attention import choose_attention_backend, describe_attention_backend
 from lyra_ns.codec import VideoCodec, VideoLatentSpec, codec_for
-from lyra_ns.conditioning import ConditioningBuilder, RayDtype
+from lyra_ns.conditioning import ConditioningBuilder, NetworkCodec, RayDtype
 from lyra_ns.decoder import LatentGaussianDecoder
 from lyra_ns.perceptual import PerceptualDistance, load_lpips
 from lyra_ns.plugin.errors import DataError, reading_data
@@ -55,10 +55,11 @@ class FrozenParts:
             decoder = self._config.decoder
             usual: RayDtype = "bfloat16" if decoder.parity else "float32"
             plucker_dtype, ray_dtype = self._config.plucker_dtype, self._config.ray_dtype
-            # The embedded codec encodes rays faster than a cache could look them up.
-            is_cheap = self._codec_name == "linear"
+            codec = self.codec(device)
+            # A linear transform encodes rays faster than a cache could look them up.
+            is_cheap = not isinstance(codec, NetworkCodec)
             self._conditioning = ConditioningBuilder(
-                self.codec(device),
+                codec,
                 decoder.cell_size,
                 views_at_once=64 if is_cheap else None,
                 plucker_dtype=usual if plucker_dtype == "auto" else plucker_dtype,

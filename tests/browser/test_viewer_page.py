@@ -137,10 +137,15 @@ def test_scene_sways_until_it_is_touched(page: Page, tmp_path: Path) -> None:
     page.wait_for_timeout(1200)
     assert psnr(first, screenshot(page)) < 30
     page.keyboard.press("ArrowLeft")
-    page.wait_for_timeout(1500)
-    still = screenshot(page)
-    page.wait_for_timeout(800)
-    assert psnr(still, np.clip(screenshot(page) + 1e-4, 0, 1)) > 60
+    # It glides to rest, which takes a slow machine longer; a page that goes on swaying never does.
+    closeness = 0.0
+    for _ in range(12):
+        still = screenshot(page)
+        page.wait_for_timeout(800)
+        closeness = psnr(still, np.clip(screenshot(page) + 1e-4, 0, 1))
+        if closeness > 60:
+            break
+    assert closeness > 60
 
 
 def test_a_browser_without_webgl_is_told_so(page: Page, tmp_path: Path) -> None:

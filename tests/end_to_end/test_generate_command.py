@@ -40,7 +40,7 @@ def test_a_photograph_becomes_a_scene_that_looks_like_it(tmp_path: Path):
     assert result.returncode == 0, result.stderr
     assert "nothing was generated" in result.stdout
     record = json.loads((output / "record.json").read_text())
-    assert record["clips"] == {"num_frames": 17, "height": 160, "width": 256}
+    assert record["clips"] == {"num_frames": 17, "height": 160, "width": 240}
     scene = open_scene(output / "latents")
     _, cameras = read_inputs(scene, (5,))
     start = relative_to(cameras, cameras.camera_to_world[0, 0])[0, :1]

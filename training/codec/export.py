@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lyra_ns.codec.learned import LearnedCodec, config_of
 from lyra_ns.codec.learned_network import LearnedNetwork
+from lyra_ns.codec.linear import load_linear_codec
 from training.codec.state import read_state
 
 
@@ -18,7 +19,7 @@ def export_codec(state: Path) -> LearnedCodec:
     saved = read_state(state)
     network = LearnedNetwork(config_of(saved.config))
     network.load_state_dict(saved.weights("average"))
-    return LearnedCodec(network, saved.statistics)
+    return LearnedCodec(network, saved.statistics, load_linear_codec())
 
 
 def main(arguments: list[str] | None = None) -> None:

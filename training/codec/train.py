@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lyra_ns.codec.learned import FILE_NAME, config_of
+from lyra_ns.codec.learned import FILE_NAME, config_of, read_learned_network
 from lyra_ns.codec.learned_network import LearnedCodecConfig, LearnedNetwork
 from lyra_ns.codec.linear import load_linear_codec
 from lyra_ns.codec.statistics import LatentStatistics
@@ -72,8 +72,10 @@ class TrainSettings:
     """Length of all pieces together, by which the learning rate falls."""
     resume: Path | None = None
     """Folder with the state of an earlier piece."""
+    start_from: Path | None = None
+    """File of a codec to begin with instead, where the state was not kept: its weights, all else anew."""
     config: str = "full"
-    """Name of the network, ignored when resuming."""
+    """Name of the network, ignored when there are weights to begin with."""
     learning_rate: float = 6e-4
     """Highest rate of AdamW."""
     num_clips: int = 16
@@ -306,6 +308,8 @@ def _prepare(device: torch.device) -> None:
 
 
 def _new_network(settings: TrainSettings, saved: SavedState | None) -> LearnedNetwork:
+    if settings.start_from is not None and saved is None:
+        return read_learned_network(settings.start_from)
     network = LearnedNetwork(config_of(saved.config) if saved else CONFIGS[settings.config])
     if saved:
         network.load_state_dict(saved.weights("network"))
@@ -355,7 +359,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", type=Path, required=True, help="folder to write to")
     add("--seconds", type=float, required=True, help="length of this piece")
     add("--total-seconds", type=float, help="length of all pieces together; by default this one's")
-    add("--resume", type=Path, help="folder with the state of an earlier piece")
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument("--resume", type=Path, help="folder with the state of an earlier piece")
+    begin.add_argument("--start-from", type=Path, help="file of a codec whose weights to begin with")
     add("--held-out", help="folder, zip or npz of photographs to judge by, or skimage")
     add("--config", choices=sorted(CONFIGS), default="full")
     add("--learning-rate", type=float, default=TrainSettings.learning_rate)
@@ -381,6 +387,7 @@ def main(arguments: list[str] | None = None) -> None:
         seconds=options.seconds,
         total_seconds=options.total_seconds or options.seconds,
         resume=options.resume,
+        start_from=options.start_from,
         config=options.config,
         learning_rate=options.learning_rate,
         num_clips=options.num_clips,

@@ -39,6 +39,12 @@ def stored_views(
     Of each so many, evenly spaced, or of a moving scene the one at `time`. Trajectories without stored frames
     show what their latents decode to. Pictures are made smaller where they have more than `num_pixels`.
     """
+    missing = [trajectory for trajectory in trajectories if trajectory not in scene.target_ids]
+    if missing:
+        raise ValueError(
+            f"scene {scene.name} has the trajectories {scene.target_ids}, found {missing} asked for: choose "
+            "among them with --trajectories"
+        )
     first = scene.cameras(trajectories[0]).camera_to_world[0]
     parts = []
     for trajectory in trajectories:
