@@ -67,8 +67,8 @@ def _fetched(package: Package, folder: Path, path: Path) -> Path:
     tool = shutil.which(TOOLS[package.registry])
     if tool is None:
         raise FileNotFoundError(
-            f"{package.name} {package.version} comes by {TOOLS[package.registry]}, which is not here: install it, "
-            f"or put the file with sha256 {package.sha256} at {path}"
+            f"{package.name} {package.version} comes by {TOOLS[package.registry]}, which is not here: "
+            f"install it, or put the file with sha256 {package.sha256} at {path}"
         )
     command = {
         "debian": [tool, "download", f"{package.name}={package.version}"],
@@ -79,8 +79,9 @@ def _fetched(package: Package, folder: Path, path: Path) -> Path:
     if result.returncode or len(files) != 1:
         last = (result.stderr.strip() or result.stdout.strip() or "no message").splitlines()[-1]
         raise ValueError(
-            f"{TOOLS[package.registry]} did not give {package.name} {package.version} ({last}): is there a network, "
-            f"and is this its release (Debian 12)? Or put the file with sha256 {package.sha256} at {path}"
+            f"{TOOLS[package.registry]} did not give {package.name} {package.version} ({last}): is there a "
+            f"network, and is this its release (Debian 12)? Or put the file with "
+            f"sha256 {package.sha256} at {path}"
         )
     return files[0]
 

@@ -1,7 +1,8 @@
 """`python -m training.photographs.check PACK.zip --held-out FOLDER...`: no held-out picture is in a pack.
 
-Every picture of the folders is compared with every picture of the pack: by the hashes of the files, and by likeness,
-which finds copies that were resized, encoded again or cut out. The exit status is 1 if there is one.
+Every picture of the folders is compared with every picture of the pack: by the hashes of the files, and by
+likeness, which finds copies that were resized, encoded again or cut out. The exit status is 1 if there is
+one.
 """
 
 from __future__ import annotations
@@ -14,19 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
-from numpy.typing import NDArray
 from PIL import Image
 
-from lyra_ns.picture_pack import KINDS, Pack
-from training.photographs.likeness import (
-    COPY,
-    WORTH_A_LOOK,
-    coarse_thumbnails,
-    comparable,
-    most_alike,
-    windows_of,
-)
-from training.photographs.sources import refuse_held_out
+from lyra_ns.picture_pack import Pack
+from training.photographs.fingerprints import Fingerprints, take_fingerprints
+from training.photographs.likeness import COPY, WORTH_A_LOOK, coarse, comparable, most_alike, windows_of
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".tga"}
 SMALLEST_SIDE = 48
@@ -48,36 +41,9 @@ class Copy:
         return f"{self.name} is a copy of {self.held_out} (likeness {self.likeness:.3f})"
 
 
-@dataclass(frozen=True)
-class PackIndex:
-    """What pictures of a pack are compared by."""
-
-    names: list[str]
-    """Names of the pictures."""
-    hashes: dict[str, str]
-    """Names by the hash of the picture and of the file that it was made from."""
-    images: list[Image.Image]
-    """The pictures, comparable."""
-    thumbnails: NDArray[numpy.float32]
-    """Their coarse thumbnails [P, T]."""
-
-
-def index_pack(pack: Pack) -> PackIndex:
-    """What is needed to compare with all pictures of a pack. ValueError if a source is a held-out package."""
-    names = [name for kind in KINDS for name in pack.names(kind)]
-    if not names:
-        raise ValueError(f"{pack.path} holds no pictures")
-    hashes = {}
-    for name in names:
-        refuse_held_out(pack.source(name).package)
-        hashes[pack.source(name).sha256] = hashes[pack.source(name).file_sha256] = name
-    images = [comparable(Image.fromarray(pack.read(name))) for name in names]
-    return PackIndex(names, hashes, images, coarse_thumbnails(images))
-
-
-def copies_of(path: Path, index: PackIndex) -> list[Copy]:
+def copies_of(path: Path, pack: Fingerprints) -> list[Copy]:
     """The pictures of a pack that are copies of a picture file. ValueError if it cannot be decoded."""
-    equal = index.hashes.get(hashlib.sha256(path.read_bytes()).hexdigest())
+    equal = pack.hashes.get(hashlib.sha256(path.read_bytes()).hexdigest())
     if equal is not None:
         return [Copy(equal, path, 1.0)]
     try:
@@ -88,11 +54,12 @@ def copies_of(path: Path, index: PackIndex) -> list[Copy]:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be decoded ({error})") from error
     boxes, windows = windows_of(image)
+    likenesses = coarse(windows) @ coarse(pack.thumbnails).T
     copies = []
-    for number in numpy.flatnonzero((windows @ index.thumbnails.T).max(0) >= WORTH_A_LOOK):
-        found = most_alike(image, boxes, windows, index.images[number], index.thumbnails[number])
-        if found.value >= COPY:
-            copies.append(Copy(index.names[number], path, found.value))
+    for number in numpy.flatnonzero(likenesses.max(0) >= WORTH_A_LOOK):
+        value = most_alike(image, boxes, likenesses[:, number], pack.thumbnails[number])
+        if value >= COPY:
+            copies.append(Copy(pack.names[number], path, value))
     return copies
 
 
@@ -113,18 +80,21 @@ def pictures_in(folders: Sequence[Path]) -> Iterator[Path]:
 def check_pack(pack: Pack, folders: Sequence[Path]) -> tuple[list[Copy], int]:
     """Copies of held-out pictures in a pack, and how many held-out pictures it was compared with.
 
-    Files that are no pictures, whatever their name, are told and passed over. ValueError if there are none else.
+    Files that are no pictures, whatever their name, are told and passed over. ValueError if no others are
+    there.
     """
-    index = index_pack(pack)
+    fingerprints = take_fingerprints(pack)
     copies, num_compared = [], 0
     for path in pictures_in(folders):
         try:
-            copies += copies_of(path, index)
+            copies += copies_of(path, fingerprints)
             num_compared += 1
         except ValueError as error:
             print(f"passed over: {error}", file=sys.stderr)
     if not num_compared:
-        raise ValueError(f"no pictures in {', '.join(map(str, folders))}: give the held-out folders, unpacked")
+        raise ValueError(
+            f"no pictures in {', '.join(map(str, folders))}: give the held-out folders, unpacked"
+        )
     return copies, num_compared
 
 
@@ -132,7 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m training.photographs.check", description=__doc__)
     parser.add_argument("pack", type=Path, help="the pack, PACK.zip")
-    parser.add_argument("--held-out", type=Path, nargs="+", required=True, help="folders of held-out pictures")
+    parser.add_argument(
+        "--held-out", type=Path, nargs="+", required=True, help="folders of held-out pictures"
+    )
     options = parser.parse_args(arguments)
     try:
         copies, num_compared = check_pack(Pack(options.pack), options.held_out)

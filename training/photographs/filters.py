@@ -29,12 +29,28 @@ LEAST_EMPTY = 0.08
 DUPLICATE = 4.0
 """Mean difference of 8x8 thumbnails, out of 255, below which a picture is taken for one that was seen."""
 
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+NO_SURFACES = (
+    "norm", "_n.", "_s.", "_h.", "gloss", "spec", "_nm", "nrm", "mask", "height", "bump", "glow", "lightmap",
+    "font", "gui", "hud", "icon", "logo", "emblem", "flags", "banner", "crosshair", "minimap", "screenshot",
+    "preview", "gfx", "particle", "textures/weap", "/tools", "noise", "license",
+)  # fmt: skip
+"""In paths of games' pictures that are no surfaces as the eye sees them."""
+
+
+def is_worth_decoding(kind: Kind, path: str) -> bool:
+    """Whether a file may be a picture of a kind, by its path."""
+    name = path.lower()
+    return name.endswith(ENDINGS) and not (kind == "textures" and any(part in name for part in NO_SURFACES))
+
 
 def is_photograph(image: Image.Image) -> bool:
     """Whether a picture has the contrast and the colours of a photograph."""
     small = numpy.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.BILINEAR), numpy.float32)
     is_white = (small.min(-1) > 240).mean() > MOST_WHITE
-    return bool(small.std() >= LEAST_DEVIATION and not is_white) and _commonest_share(image) < MOST_OF_ONE_COLOUR
+    return (
+        bool(small.std() >= LEAST_DEVIATION and not is_white) and _commonest_share(image) < MOST_OF_ONE_COLOUR
+    )
 
 
 def is_texture(image: Image.Image) -> bool:
@@ -58,7 +74,9 @@ def is_cutout(image: Image.Image) -> bool:
     pixels = numpy.asarray(image)[::step, ::step]
     is_empty = pixels[..., 3] < 40
     solid = pixels[..., :3][pixels[..., 3] > 200]
-    return bool(is_empty.mean() >= LEAST_EMPTY and len(solid) >= 1000) and _num_colours(solid) >= LEAST_COLOURS
+    return (
+        bool(is_empty.mean() >= LEAST_EMPTY and len(solid) >= 1000) and _num_colours(solid) >= LEAST_COLOURS
+    )
 
 
 FILTERS: dict[Kind, Callable[[Image.Image], bool]] = {
@@ -85,8 +103,8 @@ class SeenPictures:
 def _commonest_share(image: Image.Image) -> float:
     """Share of the pixels that have the commonest colour."""
     step = max(1, min(image.size) // 200)
-    return float(numpy.unique(_packed(numpy.asarray(image.convert("RGB"))[::step, ::step]), return_counts=True)[1].max()
-                 / (len(range(0, image.height, step)) * len(range(0, image.width, step))))  # fmt: skip
+    colours = _packed(numpy.asarray(image.convert("RGB"))[::step, ::step])
+    return float(numpy.unique(colours, return_counts=True)[1].max() / len(colours))
 
 
 def _num_colours(pixels: NDArray[numpy.uint8]) -> int:

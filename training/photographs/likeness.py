@@ -1,16 +1,16 @@
 """How alike pictures are, whatever was done to them: resized, encoded again, cut, stretched or dimmed.
 
-A picture is compared with windows of another one by tiny thumbnails of grey, mean and contrast taken out, and the
-windows that look alike are moved and scaled until they look most alike. A copy ends near 1, other pictures far
-below. Mirrored and turned copies are not found.
+A picture is held against windows of another one by tiny thumbnails of grey. Those windows that look alike
+roughly are moved and scaled until they fit best, and judged by detail alone: all skies and all portraits have
+the same broad light and shade, but only copies have the same detail. Mirrored and turned copies are not
+found, nor most of those that show less than a third.
 
 Shape letters: P pictures, N windows, T pixels of a thumbnail.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy
 from numpy.typing import NDArray
@@ -18,33 +18,39 @@ from PIL import Image
 
 Box = tuple[float, float, float, float]
 
-COARSE, FINE = 12, 32
-"""Sides of the thumbnails that find windows, and of those that judge them."""
-COPY = 0.93
-"""Least likeness of a copy: JPEG of quality 30 leaves 0.99, a window found half a pixel beside its place 0.95;
-the most alike of different photographs reach 0.9."""
-WORTH_A_LOOK = 0.72
+FINE = 16
+"""Side of thumbnails."""
+COARSE = 8
+"""Side to which they are averaged to find windows."""
+BLOCK = 4
+"""Side of the blocks of a thumbnail whose mean and slope are no detail."""
+COPY = 0.91
+"""Least likeness of a copy: those cut out, shrunk and encoded at quality 40 reach 0.95 and mostly 0.99, other
+photographs at most 0.75, silhouettes and chessboards 0.87."""
+FITS = 0.9
+"""Least likeness with light and shade of the window that is judged by its detail."""
+WORTH_A_LOOK = 0.8
 """Least coarse likeness of windows that are looked at more closely."""
-WINDOWS_LOOKED_AT = 4
+WINDOWS_LOOKED_AT = 2
 """Windows of one picture that are looked at more closely for another one."""
 SHARES = (1.0, 0.84, 0.71, 0.6, 0.5, 0.42, 0.35)
 """Sizes of windows, as shares of the largest that fits."""
 RATIOS = (0.56, 0.75, 1.0, 1.33, 1.6, 1.78)
 """Width by height of windows, besides that of the picture."""
-STEPS = 5
+PLACES = 5
 """Places of a window along the side on which it has most room."""
-LONGEST = 512
+LEAST_SHARE = 0.25
+"""Of the sides of a picture, that a window has."""
+FLAT = 1.0
+"""Standard deviation of detail, out of 255, up to which there is none: nothing is a copy of fog."""
+LONGEST = 256
 """Pictures are compared at this length of their longer side or less."""
 
-
-@dataclass(frozen=True)
-class Likeness:
-    """The window of a picture that is most like another picture."""
-
-    value: float
-    """Correlation of thumbnails, at most 1."""
-    box: Box
-    """The window, in pixels of the picture as it was given."""
+_SLOPE = numpy.linspace(-1, 1, BLOCK)
+PLANES = numpy.linalg.qr(
+    numpy.stack([numpy.ones(BLOCK**2), numpy.tile(_SLOPE, BLOCK), numpy.repeat(_SLOPE, BLOCK)], axis=1)
+)[0].astype(numpy.float32)
+"""Mean and slopes of a block [BLOCK * BLOCK, 3], orthonormal."""
 
 
 def comparable(image: Image.Image) -> Image.Image:
@@ -57,65 +63,114 @@ def comparable(image: Image.Image) -> Image.Image:
     return grey
 
 
-def coarse_thumbnails(images: Sequence[Image.Image]) -> NDArray[numpy.float32]:
-    """Thumbnails [P, T] of whole comparable pictures."""
-    return numpy.stack([_thumbnail(image, (0.0, 0.0, *image.size), COARSE) for image in images])
+def thumbnail(image: Image.Image, box: Box | None = None) -> NDArray[numpy.float32]:
+    """Grey values [T] of a window of a comparable picture, or of all of it."""
+    small = image.resize((FINE, FINE), Image.Resampling.BILINEAR, box=box)
+    return numpy.asarray(small, numpy.float32).ravel()
+
+
+def coarse(thumbnails: NDArray[numpy.float32]) -> NDArray[numpy.float32]:
+    """What finds windows, of thumbnails [..., T]: of mean 0 and length 1, or 0 where they are flat."""
+    block = FINE // COARSE
+    blocks = thumbnails.reshape(*thumbnails.shape[:-1], COARSE, block, COARSE, block)
+    values = blocks.mean((-3, -1), dtype=numpy.float32).reshape(*thumbnails.shape[:-1], COARSE**2)
+    return _unit(values - values.mean(-1, keepdims=True))
+
+
+def detail(thumbnails: NDArray[numpy.float32]) -> NDArray[numpy.float32]:
+    """What windows are judged by, of thumbnails [..., T]: vectors of length 1, or 0 where there is none.
+
+    It is what is left of blocks without their mean and slope, so that smooth shading, too, is no detail.
+    """
+    num_blocks = FINE // BLOCK
+    blocks = thumbnails.reshape(*thumbnails.shape[:-1], num_blocks, BLOCK, num_blocks, BLOCK)
+    blocks = blocks.swapaxes(-3, -2).reshape(*thumbnails.shape[:-1], num_blocks**2, BLOCK**2)
+    return _unit((blocks - blocks @ PLANES @ PLANES.T).reshape(thumbnails.shape))
 
 
 def windows_of(image: Image.Image) -> tuple[list[Box], NDArray[numpy.float32]]:
-    """Windows of a comparable picture, from all of it to a third, and their coarse thumbnails [N, T]."""
+    """Windows of a comparable picture, from all of it to a third, and their thumbnails [N, T]."""
     boxes: list[Box] = [(0.0, 0.0, *image.size)]
     width, height = image.size
     for ratio in (width / height, *RATIOS):
         for share in SHARES:
             across = share * min(width, height * ratio)
             boxes += _places(width, height, across, across / ratio)
-    return boxes, numpy.stack([_thumbnail(image, box, COARSE) for box in boxes])
+    return boxes, numpy.stack([thumbnail(image, box) for box in boxes])
 
 
 def most_alike(
     image: Image.Image,
     boxes: Sequence[Box],
-    windows: NDArray[numpy.float32],
-    other: Image.Image,
-    other_thumbnail: NDArray[numpy.float32],
-) -> Likeness:
-    """The window of `image` most like all of `other`, both comparable; value 0 where none is worth a look."""
-    coarse = windows @ other_thumbnail
-    best = Likeness(0.0, boxes[0])
-    for index in numpy.argsort(-coarse, kind="stable")[:WINDOWS_LOOKED_AT]:
-        if coarse[index] < WORTH_A_LOOK:
+    likenesses: NDArray[numpy.float32],
+    other: NDArray[numpy.float32],
+) -> float:
+    """Likeness, at most 1, of another picture's thumbnail [T] and the window of `image` that it fits best.
+
+    `likenesses` [N] are coarse ones of the windows `boxes`. The value is 0 where none is worth a look.
+    """
+    best, target = 0.0, (_unit(other - other.mean()), detail(other))
+    for index in numpy.argsort(-likenesses, kind="stable")[:WINDOWS_LOOKED_AT]:
+        if likenesses[index] < WORTH_A_LOOK:
             break
-        found = _climbed(image, boxes[index], _thumbnail(other, (0.0, 0.0, *other.size), FINE))
-        best = max(best, found, key=lambda likeness: likeness.value)
+        best = max(best, _fitted(image, boxes[index], *target))
     return best
+
+
+def _fitted(
+    image: Image.Image, box: Box, whole: NDArray[numpy.float32], details: NDArray[numpy.float32]
+) -> float:
+    """Likeness of detail in the best window near one, 0 if none fits.
+
+    First all of the picture is fitted in large steps, which lead there from afar, then its detail in small
+    ones.
+    """
+
+    def by_all(values: NDArray[numpy.float32]) -> float:
+        return float(_unit(values - values.mean()) @ whole)
+
+    def by_detail(values: NDArray[numpy.float32]) -> float:
+        return float(detail(values) @ details)
+
+    fit, box = _climbed(image, box, by_all, 0.08, 0.015)
+    return _climbed(image, box, by_detail, 0.02, 0.004)[0] if fit >= FITS else 0.0
+
+
+def _climbed(
+    image: Image.Image,
+    box: Box,
+    measure: Callable[[NDArray[numpy.float32]], float],
+    step: float,
+    smallest: float,
+) -> tuple[float, Box]:
+    """The best value of a measure of thumbnails, and its window, moved in steps from large to small."""
+    value = measure(thumbnail(image, box))
+    while step > smallest:
+        values = [(measure(thumbnail(image, moved)), moved) for moved in _moved(image.size, box, step)]
+        best = max(values, default=(value, box))
+        if best[0] > value + 1e-4:
+            value, box = best
+        else:
+            step /= 2
+    return value, box
 
 
 def _places(width: int, height: int, across: float, down: float) -> list[Box]:
     """Windows of one size, spread over a picture."""
-    spare_x, spare_y = width - across, height - down
-    num_x, num_y = (1 + round((STEPS - 1) * min(1.0, 2 * spare / side)) for spare, side in
-                    ((spare_x, across), (spare_y, down)))  # fmt: skip
-    lefts = numpy.linspace(0, spare_x, num_x) if num_x > 1 else [spare_x / 2]
-    tops = numpy.linspace(0, spare_y, num_y) if num_y > 1 else [spare_y / 2]
-    return [(float(x), float(y), float(x + across), float(y + down)) for y in tops for x in lefts]
+    starts = []
+    for side, length in ((width, across), (height, down)):
+        spare = max(0.0, side - length)
+        num_places = 1 + round((PLACES - 1) * min(1.0, 2 * spare / side))
+        starts.append(numpy.linspace(0, spare, num_places).tolist() if num_places > 1 else [spare / 2])
+    return [
+        (left, top, min(left + across, float(width)), min(top + down, float(height)))
+        for top in starts[1]
+        for left in starts[0]
+    ]
 
 
-def _climbed(image: Image.Image, box: Box, target: NDArray[numpy.float32]) -> Likeness:
-    """The best window near one, found by moving its sides, in smaller and smaller steps."""
-    best = Likeness(float(_thumbnail(image, box, FINE) @ target), box)
-    step = 0.08
-    while step > 0.004:
-        moved = max((_moved(image, best.box, step, target)), key=lambda likeness: likeness.value)
-        if moved.value > best.value + 1e-4:
-            best = moved
-        else:
-            step /= 2
-    return best
-
-
-def _moved(image: Image.Image, box: Box, step: float, target: NDArray[numpy.float32]) -> list[Likeness]:
-    """Windows that were moved, scaled and stretched by `step` of their size."""
+def _moved(size: tuple[int, int], box: Box, step: float) -> list[Box]:
+    """The window moved, scaled and stretched by `step` of its size, within a picture of a size."""
     left, top, right, bottom = box
     across, down = step * (right - left), step * (bottom - top)
     moves = [
@@ -126,16 +181,13 @@ def _moved(image: Image.Image, box: Box, step: float, target: NDArray[numpy.floa
     found = []
     for move in moves:
         new_left, new_top = max(0.0, left + move[0]), max(0.0, top + move[1])
-        new_right, new_bottom = min(float(image.width), right + move[2]), min(float(image.height), bottom + move[3])
-        if new_right - new_left >= 8 and new_bottom - new_top >= 8:
-            moved = (new_left, new_top, new_right, new_bottom)
-            found.append(Likeness(float(_thumbnail(image, moved, FINE) @ target), moved))
+        new_right, new_bottom = min(float(size[0]), right + move[2]), min(float(size[1]), bottom + move[3])
+        if new_right - new_left >= LEAST_SHARE * size[0] and new_bottom - new_top >= LEAST_SHARE * size[1]:
+            found.append((new_left, new_top, new_right, new_bottom))
     return found
 
 
-def _thumbnail(image: Image.Image, box: Box, side: int) -> NDArray[numpy.float32]:
-    """A window as a vector [T] of length 1 and mean 0; all 0 where it is of one colour."""
-    pixels = numpy.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=box), numpy.float32).ravel()
-    pixels = pixels - pixels.mean()
-    length = float(numpy.linalg.norm(pixels))
-    return pixels / length if length > 2.0 * side else numpy.zeros_like(pixels)
+def _unit(values: NDArray[numpy.float32]) -> NDArray[numpy.float32]:
+    """Vectors [..., V] of length 1, or 0 where they are flat."""
+    length = numpy.linalg.norm(values, axis=-1, keepdims=True)
+    return numpy.where(length > FLAT * values.shape[-1] ** 0.5, values / numpy.maximum(length, 1e-6), 0)

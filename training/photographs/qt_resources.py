@@ -19,7 +19,7 @@ MOST_BYTES = 64 << 20
 def read_resources(collection: bytes) -> Iterator[tuple[str, bytes]]:
     """Path and content of every file of a collection.
 
-    Files packed by zstandard are left out: the packages in use have none. ValueError if the collection is damaged.
+    Files packed by zstandard are left out: the packages in use have none. ValueError if it is damaged.
     """
     try:
         if collection[:4] != b"qres":
@@ -55,14 +55,12 @@ class _Tree:
         (offset,) = struct.unpack_from(">I", self._bytes, self._tree + node * self._node_size)
         (length,) = struct.unpack_from(">H", self._bytes, self._names + offset)
         start = self._names + offset + 6
-        return self._bytes[start : start + 2 * length].decode("utf-16-be")
+        return self._slice(start, 2 * length).decode("utf-16-be")
 
     def _content(self, offset: int, is_compressed: bool) -> bytes:
         (length,) = struct.unpack_from(">I", self._bytes, self._data + offset)
         start = self._data + offset + 4
-        content = self._bytes[start : start + length]
-        if len(content) < length:
-            raise ValueError("a file goes beyond the end")
+        content = self._slice(start, length)
         if not is_compressed:
             return content
         # Four bytes of the unpacked size come first.
@@ -71,3 +69,9 @@ class _Tree:
         if unpacking.unconsumed_tail:
             raise ValueError(f"a file of more than {MOST_BYTES >> 20} MiB")
         return unpacked
+
+    def _slice(self, start: int, length: int) -> bytes:
+        content = self._bytes[start : start + length]
+        if len(content) < length:
+            raise ValueError("it ends too early")
+        return content
