@@ -244,6 +244,7 @@ def test_the_committed_list_names_free_packages_and_fits_the_pack_of_the_shipped
         "textures": 286,
         "cutouts": 173,
     }
+    assert len({entry.file_sha256 for entry in entries if entry.kind == "photographs"}) == 205
     assert {entry.package for entry in entries} == set(packages)
     for package in packages.values():
         used = {entry.licence for entry in entries if entry.package == package.name}

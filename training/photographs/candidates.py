@@ -1,8 +1,7 @@
 """`python -m training.photographs.candidates PACKAGE KIND`: files that may become pictures.
 
-PACKAGE is a .deb or .tgz. This is how the list was chosen: photographs and cut-outs by eye among what the
-filters leave, textures by their hashes until their bytes were spent. Add what you choose to pictures.json,
-and its package to sources.json, with what its copyright file says of it.
+PACKAGE is a .deb or .tgz. Choose by eye among what it prints, add that to pictures.json, and its package to
+sources.json, with what its copyright file says of it.
 """
 
 from __future__ import annotations

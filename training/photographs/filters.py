@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy
 from numpy.typing import NDArray
@@ -112,6 +113,6 @@ def _num_colours(pixels: NDArray[numpy.uint8]) -> int:
     return len(numpy.unique(_packed(pixels // 8)))
 
 
-def _packed(pixels: NDArray[numpy.uint8]) -> NDArray[numpy.int64]:
+def _packed(pixels: NDArray[numpy.integer[Any]]) -> NDArray[numpy.int64]:
     """One number for each colour."""
     return pixels.reshape(-1, 3).astype(numpy.int64) @ numpy.array([1 << 16, 1 << 8, 1])
