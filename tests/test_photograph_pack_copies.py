@@ -98,8 +98,8 @@ def test_the_command_names_copies_and_fails(
         check.main([str(pack.path), "--held-out", str(held_out)])
     output = capsys.readouterr()
     assert ended.value.code == 1
-    assert "photographs/copy.jpg is a copy of" in output.out
-    assert "1 held-out pictures, 1 copies" in output.out
+    assert "photographs/copy.jpg looks like a copy of" in output.out
+    assert "1 held-out pictures, 1 may be copies" in output.out
     assert re.search("passed over.*broken.png", output.err)
 
 
