@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy
 import package_files
 import pytest
 import skimage
@@ -81,6 +83,20 @@ def test_smooth_pictures_are_no_copies_of_skies(tmp_path: Path) -> None:
     assert check_pack(pack, [folder]) == ([], 1)
 
 
+def test_a_card_between_two_edges_is_told_from_another_at_the_second_look(tmp_path: Path) -> None:
+    cards = []
+    for seed in (21, 22):
+        speckles = numpy.random.default_rng(seed).integers(70, 131, (48, 48), dtype=numpy.uint8)
+        card = Image.new("L", (320, 240), 230)
+        card.paste(Image.fromarray(speckles).resize((240, 240), Image.Resampling.NEAREST), (35, 0))
+        cards.append(card.convert("RGB"))
+    pack = pack_with(tmp_path / "pack.zip", package_files.as_file(cards[0], "JPEG", quality=90))
+    cards[1].save(tmp_path / "card.png")
+    first_look = replace(take_fingerprints(pack), large=None)
+    assert [found.name for found in copies_of(tmp_path / "card.png", first_look)] == ["photographs/copy.jpg"]
+    assert check_pack(pack, [tmp_path / "card.png"]) == ([], 1)
+
+
 def test_an_equal_file_is_found_by_its_hash(tmp_path: Path) -> None:
     content = package_files.as_file(Image.new("RGB", (64, 64), (90, 90, 90)), "JPEG")
     pack = pack_with(tmp_path / "pack.zip", content)
@@ -153,5 +169,5 @@ def test_one_of_scikit_image_would_be_found_in_the_list(name: str, listed: Finge
         jpeg = package_files.as_file(opened.convert("RGB").resize((256, 256)), "JPEG", quality=70)
     thumbnails = listed.thumbnails.copy()
     thumbnails[3] = thumbnail(comparable(Image.open(io.BytesIO(jpeg))))
-    found = copies_of(path, Fingerprints(listed.names, {}, thumbnails))
+    found = copies_of(path, Fingerprints(listed.names, {}, thumbnails, None))
     assert [copy.name for copy in found] == [listed.names[3]]

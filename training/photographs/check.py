@@ -19,7 +19,15 @@ from PIL import Image
 
 from lyra_ns.picture_pack import Pack
 from training.photographs.fingerprints import Fingerprints, take_fingerprints
-from training.photographs.likeness import COPY, WORTH_A_LOOK, coarse, comparable, most_alike, windows_of
+from training.photographs.likeness import (
+    COPY,
+    WORTH_A_LOOK,
+    coarse,
+    comparable,
+    holds_at_second_look,
+    most_alike,
+    windows_of,
+)
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".tga"}
 SMALLEST_SIDE = 48
@@ -61,9 +69,11 @@ def copies_of(path: Path, pack: Fingerprints) -> list[Copy]:
     likenesses = coarse(windows) @ coarse(pack.thumbnails).T
     copies = []
     for number in numpy.flatnonzero(likenesses.max(0) >= WORTH_A_LOOK):
-        value = most_alike(image, boxes, likenesses[:, number], pack.thumbnails[number])
-        if value >= COPY:
-            copies.append(Copy(pack.names[number], path, value))
+        found = most_alike(image, boxes, likenesses[:, number], pack.thumbnails[number])
+        if found.value < COPY:
+            continue
+        if pack.large is None or holds_at_second_look(image, found.box, pack.large[number]):
+            copies.append(Copy(pack.names[number], path, found.value))
     return copies
 
 

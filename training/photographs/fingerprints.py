@@ -3,7 +3,7 @@
 `python -m training.photographs.fingerprints PACK.zip` writes those of the pack that was made from the list,
 so that tests hold every picture of it against held-out ones without downloading anything.
 
-Shape letters: P pictures, T pixels of a thumbnail.
+Shape letters: P pictures, T pixels of a thumbnail, L of a large one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lyra_ns.picture_pack import KINDS, Pack
-from training.photographs.likeness import FINE, comparable, thumbnail
+from training.photographs.likeness import FINE, LARGE, comparable, thumbnail
 from training.photographs.listing import Entry
 from training.photographs.sources import refuse_held_out
 
@@ -42,6 +42,8 @@ class Fingerprints:
     """Names by sha256: of the files that pictures were made from, and of those of a pack themselves."""
     thumbnails: NDArray[numpy.float32]
     """Of whole pictures [P, T]."""
+    large: NDArray[numpy.float32] | None
+    """Larger ones [P, L] for a second look; None where the pictures are not there."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,11 @@ def take_fingerprints(pack: Pack) -> Fingerprints:
     for name in names:
         refuse_held_out(pack.source(name).package)
         hashes[pack.source(name).sha256] = hashes[pack.source(name).file_sha256] = name
-    thumbnails = [thumbnail(comparable(Image.fromarray(pack.read(name)))) for name in names]
-    return Fingerprints(names, hashes, numpy.stack(thumbnails))
+    images = [comparable(Image.fromarray(pack.read(name))) for name in names]
+    thumbnails = numpy.stack([thumbnail(image) for image in images])
+    return Fingerprints(
+        names, hashes, thumbnails, numpy.stack([thumbnail(image, side=LARGE) for image in images])
+    )
 
 
 def load_fingerprints(entries: Sequence[Entry], path: Path = FINGERPRINTS_FILE) -> KeptFingerprints:
@@ -80,7 +85,7 @@ def load_fingerprints(entries: Sequence[Entry], path: Path = FINGERPRINTS_FILE) 
         if list(thumbnails) != [entry.name for entry in entries]:
             raise ValueError("the list has other pictures")
         hashes = {entry.file_sha256: entry.name for entry in entries}
-        fingerprints = Fingerprints(list(thumbnails), hashes, numpy.stack(list(thumbnails.values())))
+        fingerprints = Fingerprints(list(thumbnails), hashes, numpy.stack(list(thumbnails.values())), None)
         return KeptFingerprints(str(kept["pack_sha256"]), str(kept["pillow"]), fingerprints)
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise ValueError(

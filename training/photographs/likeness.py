@@ -11,6 +11,7 @@ Shape letters: P pictures, N windows, T pixels of a thumbnail.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy
 from numpy.typing import NDArray
@@ -25,10 +26,21 @@ COARSE = 8
 BLOCK = 4
 """Side of the blocks of a thumbnail whose mean and slope are no detail."""
 COPY = 0.91
-"""Least likeness of what may be a copy. Whole pictures of scikit-image, shrunk, stretched and encoded at quality
-40, reach 0.98; cut-outs of 45 to 100 % of a side reach 0.92 and mostly 0.99 where their window is found (seven of
-ten are, textures least). Other photographs reach 0.75, silhouettes and chessboards 0.87; where two edges are all
-the detail there is, as of a plain wall between two pillars, 0.94: that takes an eye, and a missed copy is worse."""
+"""Least likeness of what may be a copy.
+
+Whole pictures of scikit-image, shrunk, stretched and encoded at quality 40, reach 0.98; cut-outs of half a
+side and more 0.92, where their window is found (seven of ten are, textures least). Other photographs reach
+0.75, but where two edges are all the detail there is, as of a plain wall between two pillars, others reach
+0.97.
+"""
+LARGE = 48
+"""Side of the thumbnails by which a second look tells those."""
+LARGE_COPY = 0.8
+"""Least likeness of a copy at the second look.
+
+Those above reach 0.83, of 29 walls, cards and shutters 27 less than 0.75; the other two, white cards on
+black, are like each other to the eye, too.
+"""
 FITS = 0.9
 """Least likeness with light and shade of the window that is judged by its detail."""
 WORTH_A_LOOK = 0.8
@@ -55,6 +67,16 @@ PLANES = numpy.linalg.qr(
 """Mean and slopes of a block [BLOCK * BLOCK, 3], orthonormal."""
 
 
+@dataclass(frozen=True)
+class Likeness:
+    """How like another picture a window is."""
+
+    value: float
+    """Correlation of detail, at most 1."""
+    box: Box
+    """The window, in pixels of the comparable picture."""
+
+
 def comparable(image: Image.Image) -> Image.Image:
     """The picture in grey at the size at which pictures are compared; transparent parts are grey."""
     if image.mode in ("RGBA", "LA", "PA", "P"):
@@ -65,9 +87,9 @@ def comparable(image: Image.Image) -> Image.Image:
     return grey
 
 
-def thumbnail(image: Image.Image, box: Box | None = None) -> NDArray[numpy.float32]:
+def thumbnail(image: Image.Image, box: Box | None = None, side: int = FINE) -> NDArray[numpy.float32]:
     """Grey values [T] of a window of a comparable picture, or of all of it."""
-    small = image.resize((FINE, FINE), Image.Resampling.BILINEAR, box=box)
+    small = image.resize((side, side), Image.Resampling.BILINEAR, box=box)
     return numpy.asarray(small, numpy.float32).ravel()
 
 
@@ -84,7 +106,7 @@ def detail(thumbnails: NDArray[numpy.float32]) -> NDArray[numpy.float32]:
 
     It is what is left of blocks without their mean and slope, so that smooth shading, too, is no detail.
     """
-    num_blocks = FINE // BLOCK
+    num_blocks = round(thumbnails.shape[-1] ** 0.5) // BLOCK
     blocks = thumbnails.reshape(*thumbnails.shape[:-1], num_blocks, BLOCK, num_blocks, BLOCK)
     blocks = blocks.swapaxes(-3, -2).reshape(*thumbnails.shape[:-1], num_blocks**2, BLOCK**2)
     return _unit((blocks - blocks @ PLANES @ PLANES.T).reshape(thumbnails.shape))
@@ -106,23 +128,30 @@ def most_alike(
     boxes: Sequence[Box],
     likenesses: NDArray[numpy.float32],
     other: NDArray[numpy.float32],
-) -> float:
-    """Likeness, at most 1, of another picture's thumbnail [T] and the window of `image` that it fits best.
+) -> Likeness:
+    """The window of `image` that another picture's thumbnail [T] fits best.
 
     `likenesses` [N] are coarse ones of the windows `boxes`. The value is 0 where none is worth a look.
     """
-    best, target = 0.0, (_unit(other - other.mean()), detail(other))
+    best, target = Likeness(0.0, boxes[0]), (_unit(other - other.mean()), detail(other))
     for index in numpy.argsort(-likenesses, kind="stable")[:WINDOWS_LOOKED_AT]:
         if likenesses[index] < WORTH_A_LOOK:
             break
-        best = max(best, _fitted(image, boxes[index], *target))
+        found = _fitted(image, boxes[index], *target)
+        best = max(best, found, key=lambda likeness: likeness.value)
     return best
+
+
+def holds_at_second_look(image: Image.Image, box: Box, other: NDArray[numpy.float32]) -> bool:
+    """Whether a window is like another picture's large thumbnail, too; yes where one has no detail."""
+    details = detail(thumbnail(image, box, LARGE)), detail(other)
+    return not all(map(numpy.any, details)) or bool(details[0] @ details[1] >= LARGE_COPY)
 
 
 def _fitted(
     image: Image.Image, box: Box, whole: NDArray[numpy.float32], details: NDArray[numpy.float32]
-) -> float:
-    """Likeness of detail in the best window near one, 0 if none fits.
+) -> Likeness:
+    """The best window near one, and its likeness by detail, 0 if none fits.
 
     First all of the picture is fitted in large steps, which lead there from afar, then its detail in small
     ones.
@@ -135,7 +164,9 @@ def _fitted(
         return float(detail(values) @ details)
 
     fit, box = _climbed(image, box, by_all, 0.08, 0.015)
-    return _climbed(image, box, by_detail, 0.02, 0.004)[0] if fit >= FITS else 0.0
+    if fit < FITS:
+        return Likeness(0.0, box)
+    return Likeness(*_climbed(image, box, by_detail, 0.02, 0.004))
 
 
 def _climbed(
