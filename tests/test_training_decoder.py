@@ -9,13 +9,19 @@ import torch
 
 from lyra_ns.codec import load_codec
 from lyra_ns.decoder import LatentGaussianDecoder
-from lyra_ns.decoder_config import DecoderConfig
+from lyra_ns.decoder_config import TINY_DECODER, DecoderConfig
 from lyra_ns.gaussians import GaussianHeadConfig
 from lyra_ns.generation.depth.estimator import PlaneDepth
 from training.decoder.judge import judge_decoder
 from training.decoder.photograph_scenes import PhotographRecipe, draw_recipe, photograph_scene
 from training.decoder.scenes import CELL_SIZE, ScenePool, gather, load_scene, save_scene
-from training.decoder.train import DecoderTraining, DecoderTrainingConfig, draw_batch, run_training
+from training.decoder.train import (
+    DecoderTraining,
+    DecoderTrainingConfig,
+    draw_batch,
+    fresh_start,
+    run_training,
+)
 
 SIZE = (32, 48)
 RECIPE = PhotographRecipe(*SIZE, num_frames=9)
@@ -141,6 +147,28 @@ def test_training_learns_and_goes_on_where_it_stopped(scene, tmp_path):
     ):
         assert torch.equal(own, other)
     assert (tmp_path / "lyra_tiny.safetensors").is_file()
+
+
+def test_a_fresh_decoder_is_of_the_shipped_sizes_and_knows_what_its_inputs_are_like(photograph):
+    recipe = replace(RECIPE, height=80, width=128, num_frames=9)
+    scene = photograph_scene(photograph, recipe, PlaneDepth(), load_codec("linear"))
+    pool = ScenePool([("photograph", scene), ("rendered", scene)])
+    config = DecoderTrainingConfig(scenes_per_step=2, footprint_limit=0.3)
+    fresh, again = (fresh_start(pool, config, "cpu") for _ in range(2))
+    other = fresh_start(pool, replace(config, seed=1), "cpu")
+    shipped = LatentGaussianDecoder(TINY_DECODER)
+    assert {name: value.shape for name, value in fresh.state_dict().items()} == {
+        name: value.shape for name, value in shipped.state_dict().items()
+    }
+    assert fresh.config.head.footprint_limit == 0.3
+    assert all(map(torch.equal, fresh.state_dict().values(), again.state_dict().values()))
+    assert not all(map(torch.equal, fresh.state_dict().values(), other.state_dict().values()))
+    changed = {
+        name
+        for name, buffer in fresh.named_buffers()
+        if not torch.equal(buffer, dict(shipped.named_buffers())[name])
+    }
+    assert any("latent" in name for name in changed), changed
 
 
 def test_resuming_nothing_is_refused(tmp_path: Path):
