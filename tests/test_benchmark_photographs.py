@@ -14,17 +14,19 @@ from PIL import Image
 
 from benchmarks.photograph_tables import PHOTOGRAPH_TABLES
 from benchmarks.photographs import eight, five, orbits, right, warped_clips
+from benchmarks.photographs.__main__ import ARGUMENTS
 from benchmarks.photographs.crops import Crop
 from benchmarks.photographs.held_out import EIGHT, TEN, HeldOut, load_held_out
 from benchmarks.photographs.pack import packed, read_pack, unpacked, write_pack
 from benchmarks.photographs.result_file import read_results, write_rows
-from benchmarks.photographs.scenes import MadeScene, PhotographView
+from benchmarks.photographs.scenes import MadeScene, PhotographView, SceneMaker
 from benchmarks.photographs.views import VIEW_PIXELS, on_arc, per_pixel, seen, view_size
 from benchmarks.table_text import NOTHING
 from lyra_ns.cameras import CameraPath, project
 from lyra_ns.codec import load_codec
 from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
 from lyra_ns.evaluation.baselines import COVERED_ALPHA
+from lyra_ns.export.ply import save_ply
 
 
 def drawn_picture(height: int = 90, width: int = 120, seed: int = 0) -> np.ndarray:
@@ -336,6 +338,40 @@ def tables_of(tmp_path: Path, **parts: dict[str, list[dict]]) -> dict[str, list[
             [cell.strip() for cell in line.strip("|").split("|")] for line in lines if "---" not in line
         ]
     return cells
+
+
+FAKE_GENERATE = """
+import json, shutil
+from pathlib import Path
+
+
+def generate(settings):
+    settings["output"].mkdir()
+    shutil.copy(Path(__file__).parent / "scene.ply", settings["output"])
+    record = {"refine_steps": settings.get("refine_steps")}
+    (settings["output"] / "record.json").write_text(json.dumps(record))
+"""
+
+
+def test_scenes_are_made_by_the_checkout_that_is_given_and_with_the_arguments(tmp_path: Path) -> None:
+    picture = drawn_picture(4, 6)
+    camera = Crop.of_aspect(picture, 4, 6).camera(torch.tensor([5.0, 5.0, 3.0, 2.0]), 4, 6)
+    pixels = per_pixel(torch.zeros(4, 6, 3), torch.ones(4, 6), camera)
+    package = tmp_path / "checkout" / "lyra_ns" / "generation"
+    package.mkdir(parents=True)
+    (package / "generate.py").write_text(FAKE_GENERATE)
+    (package / "settings.py").write_text("GenerateSettings = dict")
+    save_ply(pixels, package / "scene.ply")
+    for way, arguments in ARGUMENTS.items():
+        maker = SceneMaker(tmp_path / way, arguments, tmp_path / "checkout")
+        scene = maker.made("drawn", picture)
+        assert scene.gaussians.num == pixels.num
+        assert maker.made("drawn", picture) is scene
+        assert scene.record["refine_steps"] == {"default": None, "feed-forward": 0}[way]
+        assert set(scene.cost) == {"seconds", "cpu_seconds", "peak_gib"}
+    (package / "generate.py").write_text("def generate(settings): raise ValueError('no such photograph')")
+    with pytest.raises(RuntimeError, match=r"no scene of white could be made(?s:.*)no such photograph"):
+        maker.made("white", picture)
 
 
 def test_tables_show_labels_side_by_side(tmp_path: Path) -> None:

@@ -32,6 +32,9 @@ from benchmarks.photographs.scenes import SceneMaker
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 """Folder of the result files."""
 Part = Literal["eight", "five", "right", "orbits"]
+Way = Literal["default", "feed-forward"]
+ARGUMENTS: dict[Way, tuple[str, ...]] = {"default": (), "feed-forward": ("--refine-steps", "0")}
+"""Arguments of `one_scene` for each way of making scenes."""
 SHIPPED = "lyra_tiny.safetensors"
 """The decoder that is measured unless another is given."""
 
@@ -71,6 +74,8 @@ def main(
     output: Path = RESULTS / RESULT_FILE,
     sheets: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("orbits"),
     scenes: Path | None = None,
+    ways: tuple[Way, ...] = ("default", "feed-forward"),
+    checkout: Path | None = None,
     device: str = "cpu",
     commit: str | None = None,
     pack_held_out: Path | None = None,
@@ -80,11 +85,13 @@ def main(
     `held_out` is the folder where packages of pictures were unpacked, or a file of `pack_held_out`, which
     packs the photographs of the part eight for another machine and measures nothing. `decoder` and `device`
     are those of the part eight; all others are `generate` as it comes, on the CPU. `sheets` is the folder for
-    the part orbits; `scenes` keeps what `generate` writes. `commit` names the code where git is missing.
+    the part orbits; `scenes` keeps what `generate` writes. `ways` are those in which scenes are made,
+    `checkout` the package that makes them: of an older one, say, that knows of no refinement, the way default
+    alone. `commit` names the code where git is missing or knows of another one.
     """
     with TemporaryDirectory() as temporary:
         made = scenes or Path(temporary)
-        makers = {"feed-forward": SceneMaker(made / "feed_forward")}
+        makers = {way: SceneMaker(made / way, ARGUMENTS[way], checkout) for way in ways}
         bench = Bench(held_out, decoder, device, makers, sheets)
         if pack_held_out is not None:
             write_pack(bench.packed_eight, pack_held_out)

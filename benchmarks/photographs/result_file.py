@@ -33,11 +33,11 @@ def write_rows(
     """Puts the rows of one part under one label into the file, in place of those that it had there.
 
     Everything else in the file stays. `about` says what the rows were measured with; `commit` names the code
-    where it runs from a copy without git. ValueError if the file is no result file.
+    where it is not that of this repository's last commit. ValueError if the file is no result file.
     """
     content = read_results(path)
     environment = describe_environment(device)
-    environment["commit"] = environment["commit"] or commit
+    environment["commit"] = commit or environment["commit"]
     measured = {"environment": environment, **about, "rows": [_rounded(row) for row in rows]}
     content["parts"].setdefault(part, {})[label] = measured
     write_whole(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())

@@ -6,8 +6,10 @@ Shape letters: H W image.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +27,11 @@ from lyra_ns.cameras import CameraPath
 from lyra_ns.export.ply import load_ply
 from lyra_ns.gaussians import Gaussians
 from lyra_ns.generation.depth.small_network import load_small_depth
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""The package that is measured unless another is given."""
+ONE_SCENE = Path(__file__).resolve().with_name("one_scene.py")
+"""What makes a scene."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +102,16 @@ class PhotographView:
 
 
 class SceneMaker:
-    """Makes scenes in a folder, each in a process of its own and only once."""
+    """Makes scenes in a folder, each in a process of its own and only once.
 
-    def __init__(self, folder: Path) -> None:
+    `arguments` are those of `one_scene`, `checkout` holds the package whose `generate` makes them; None: this
+    one.
+    """
+
+    def __init__(self, folder: Path, arguments: Sequence[str] = (), checkout: Path | None = None) -> None:
         self.folder = folder
+        self.arguments = arguments
+        self.checkout = checkout or CHECKOUT
         self._made: dict[str, MadeScene] = {}
 
     def made(self, name: str, picture: Picture) -> MadeScene:
@@ -111,8 +124,10 @@ class SceneMaker:
         photograph, folder = self.folder / f"{name}.png", self.folder / name
         self.folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(photograph)
-        command = [sys.executable, "-m", "benchmarks.photographs.one_scene", str(photograph), str(folder)]
-        finished = subprocess.run(command, capture_output=True, text=True)
+        command = [sys.executable, str(ONE_SCENE), str(photograph), str(folder), *self.arguments]
+        finished = subprocess.run(
+            command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(self.checkout)}
+        )
         if finished.returncode:
             raise RuntimeError(f"no scene of {name} could be made: {finished.stderr.strip()[-2000:]}")
         return MadeScene(
