@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lyra_ns.evaluation.report import environment
+from lyra_ns.environment import environment
 
 CPU_DESCRIPTION = Path("/proc/cpuinfo")
 """Where Linux says what processor it runs on."""

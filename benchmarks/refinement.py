@@ -22,28 +22,27 @@ from torch import Tensor
 from benchmarks.environment import describe_environment
 from benchmarks.refinement_table import RESULT_FILE
 from benchmarks.table_text import Row
-from lyra_ns.any_decoder import load_any_decoder
 from lyra_ns.cameras import CameraPath, relative_to, stack_cameras
 from lyra_ns.codec import load_codec
-from lyra_ns.data.files import write_whole
-from lyra_ns.data.loaded import StoredScene
+from lyra_ns.data.atomic import write_whole
+from lyra_ns.data.layout import READING_ORDER
 from lyra_ns.data.open import stored_scene
-from lyra_ns.data.reading_order import READING_ORDER
-from lyra_ns.data.store import LyraStore
-from lyra_ns.data.writer import write_clip
+from lyra_ns.data.scenes import StoredScene
+from lyra_ns.data.store import LyraStore, write_clip
+from lyra_ns.decoder.checkpoints import load_any_decoder
 from lyra_ns.gaussians import Gaussians
-from lyra_ns.generation.stored_views import chosen_frames, joined_views
-from lyra_ns.generation.teachers.frames import latents_of_frames
-from lyra_ns.perceptual import load_lpips
+from lyra_ns.generation.refining import chosen_frames, joined_views
+from lyra_ns.ops.lpips import load_lpips
 from lyra_ns.reconstruction import Reconstructor
-from lyra_ns.refinement import RefinementConfig, RefinementViews, refine
-from lyra_ns.refinement_loss import covered_psnr
+from lyra_ns.refinement.config import RefinementConfig
+from lyra_ns.refinement.run import covered_psnr, refine
+from lyra_ns.refinement.views import RefinementViews
 from lyra_ns.rendering import RenderSettings, render
-from lyra_ns.synthetic.clips import ClipSize, scene_cameras
-from lyra_ns.synthetic.raycast import SceneRenderer
+from lyra_ns.synthetic.render import SceneRenderer
 from lyra_ns.synthetic.scenes import make_scene
 from lyra_ns.synthetic.textures import packaged_textures
-from lyra_ns.synthetic.writer import FIRST_HELD_OUT
+from lyra_ns.synthetic.writer import FIRST_HELD_OUT, ClipSize, scene_cameras
+from lyra_ns.teachers.base import latents_of_frames
 
 RESULTS = Path(__file__).resolve().parent / "results" / RESULT_FILE
 SETTINGS = RenderSettings(response="ewa")

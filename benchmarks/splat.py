@@ -23,13 +23,12 @@ from benchmarks.environment import describe_environment
 from benchmarks.full_size.inputs import Size, cameras
 from benchmarks.generation_tables import SPLAT_COLUMNS
 from benchmarks.table_text import numbers, table
+from lyra_ns.cache3d.cache import CacheSettings, SceneCache, Warps
+from lyra_ns.cache3d.reference import plain_warp
+from lyra_ns.cache3d.splat import SplatSettings
 from lyra_ns.cameras import CameraPath
-from lyra_ns.data.files import write_whole
-from lyra_ns.device_memory import GIB
-from lyra_ns.generation.cache.plain import plain_warp
-from lyra_ns.generation.cache.scene import SceneCache, Warps
-from lyra_ns.generation.cache.settings import CacheSettings
-from lyra_ns.generation.cache.splat import SplatSettings
+from lyra_ns.data.atomic import write_whole
+from lyra_ns.device import GIB
 
 Row = dict[str, Any]
 Way = Callable[[SceneCache, CameraPath], Warps]

@@ -25,7 +25,7 @@ import tyro
 
 from benchmarks.environment import describe_environment
 from benchmarks.variants import VARIANTS, Setting, training_config
-from lyra_ns.data.files import write_whole
+from lyra_ns.data.atomic import write_whole
 from lyra_ns.synthetic import write_sample_data
 
 if TYPE_CHECKING:
@@ -79,9 +79,9 @@ def train(pipeline: LyraPipeline, config: TrainerConfig, steps: int) -> float:
 def measure(pipeline: LyraPipeline, prune_ratio: float, baselines: bool = False) -> list[dict[str, Any]]:
     """Summary rows of the evaluation protocol on the held-out scenes, as `ns-lyra evaluate` writes them."""
     from lyra_ns.codec import codec_for
-    from lyra_ns.data.loaded import StoredScene
+    from lyra_ns.data.scenes import StoredScene
     from lyra_ns.evaluation.runner import ProtocolConfig, evaluate_scene, summary_rows
-    from lyra_ns.perceptual import load_lpips
+    from lyra_ns.ops.lpips import load_lpips
     from lyra_ns.reconstruction import Reconstructor
 
     scenes = pipeline.datamanager.scenes

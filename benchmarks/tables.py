@@ -39,7 +39,7 @@ PHOTO_MEASURES = (
     Measure("psnr_covered", "PSNR dB, covered", 2),
     Measure("lpips_covered", "LPIPS, covered", 3),
 )
-"""What the check on a photograph writes (`lyra_ns.evaluation.stereo_photo`)."""
+"""What the check on a photograph writes (`lyra_ns.evaluation.photo_check`)."""
 PHOTO_TITLES = {
     "left_copied": "left photograph as it is (floor)",
     "reconstruction": "reconstruction from the left photograph, in metres",

@@ -27,16 +27,17 @@ from torch import Tensor
 from benchmarks.environment import describe_environment
 from benchmarks.full_size.inputs import Size, cameras
 from lyra_ns.cameras import ray_grid
-from lyra_ns.conditioning import Conditioning
-from lyra_ns.data.reading_order import READING_ORDER
+from lyra_ns.data.layout import READING_ORDER
 from lyra_ns.data.types import SceneBatch
-from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
-from lyra_ns.device_memory import GIB
+from lyra_ns.decoder.blocks import choose_policy
+from lyra_ns.decoder.conditioning import Conditioning
+from lyra_ns.decoder.config import DecoderConfig
+from lyra_ns.decoder.model import LatentGaussianDecoder
+from lyra_ns.device import GIB
 from lyra_ns.gaussians import prune
 from lyra_ns.losses import LossConfig
-from lyra_ns.perceptual import PerceptualDistance
-from lyra_ns.plugin.training_step import BatchOutputs, loss_terms
-from lyra_ns.recomputation import choose_policy
+from lyra_ns.ops.lpips import PerceptualDistance
+from lyra_ns.plugin.model import BatchOutputs, loss_terms
 from lyra_ns.rendering import RenderSettings, render
 
 PARTS = ("forward", "render", "loss", "backward", "optimiser")

@@ -1,7 +1,12 @@
-"""Devices by the names that options and tensors give them. Importing this loads no torch."""
+"""Devices by the names that options and tensors give them, their free memory, and one thread for torch.
+
+Importing this loads no torch.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -34,3 +39,34 @@ def numbered(device: torch.device | str) -> torch.device:
     import torch
 
     return torch.empty(0, device=device).device
+
+
+GIB = 2**30
+"""Bytes of a GiB."""
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes that tensors on `device` could still take; None for main memory, which is never measured.
+
+    What the caching allocator holds without using it counts as free, so that steps of a run see the same.
+    """
+    if device.type != "cuda":
+        return None
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free + unused
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for torch inside a with block; as many as before after it."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -20,20 +20,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lyra_ns.any_decoder import PRETRAINED_NAME, MethodName, load_any_decoder
 from lyra_ns.cameras import CameraPath
-from lyra_ns.checkpoints import save_decoder
 from lyra_ns.codec import codec_for, load_codec
-from lyra_ns.codec.interface import VideoLatentSpec
-from lyra_ns.conditioning import RayDtype
+from lyra_ns.codec.base import VideoLatentSpec
 from lyra_ns.data.open import held_out_names, stored_scene
 from lyra_ns.data.store import LyraStore
-from lyra_ns.decoder import LatentGaussianDecoder
+from lyra_ns.decoder.checkpoints import PRETRAINED_NAME, MethodName, load_any_decoder, save_decoder
+from lyra_ns.decoder.conditioning import RayDtype
+from lyra_ns.decoder.model import LatentGaussianDecoder
 from lyra_ns.device import chosen_device
 from lyra_ns.evaluation.runner import ProtocolConfig, as_table, evaluate_scenes, summary_rows
 from lyra_ns.gaussians import Gaussians, num_kept
 from lyra_ns.generation.decoder_input import is_small
-from lyra_ns.perceptual import load_lpips
+from lyra_ns.ops.lpips import load_lpips
 from lyra_ns.reconstruction import MemoryWay, Reconstructor
 from lyra_ns.rendering import RenderSettings
 

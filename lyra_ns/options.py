@@ -44,8 +44,8 @@ class DecoderChoice:
 
     def reconstructor(self, latents: VideoLatentSpec) -> Reconstructor:
         """The feed-forward pass on the chosen device for latents such as these (`LyraStore.spec`)."""
-        from lyra_ns.any_decoder import load_any_decoder
         from lyra_ns.codec import codec_for
+        from lyra_ns.decoder.checkpoints import load_any_decoder
         from lyra_ns.device import chosen_device
         from lyra_ns.reconstruction import Reconstructor
 

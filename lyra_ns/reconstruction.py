@@ -15,20 +15,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lyra_ns.cameras import CameraPath, relative_to
-from lyra_ns.codec.interface import VideoCodec, VideoLatentSpec
-from lyra_ns.conditioning import Conditioning, ConditioningBuilder, RayDtype
-from lyra_ns.decoder import LatentGaussianDecoder
-from lyra_ns.decoder_head import pruned_gaussians
+from lyra_ns.codec.base import VideoCodec, VideoLatentSpec
+from lyra_ns.decoder.conditioning import Conditioning, ConditioningBuilder, RayDtype
+from lyra_ns.decoder.model import LatentGaussianDecoder
+from lyra_ns.decoder.pruned_head import pruned_gaussians
 from lyra_ns.gaussians import Gaussians
-from lyra_ns.memory_estimate import (
+from lyra_ns.memory import (
     InferencePlan,
     MemoryEstimate,
     SceneSize,
+    available_bytes,
     estimate_inference_memory,
+    explaining_exhaustion,
     inference_plan,
+    too_large,
 )
-from lyra_ns.memory_limits import available_bytes, explaining_exhaustion, too_large
-from lyra_ns.stage_meter import StageMeter
+from lyra_ns.progress import StageMeter
 
 MemoryWay = Literal["auto", "whole", "chunked"]
 

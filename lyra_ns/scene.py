@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from lyra_ns.camera_paths import TRAJECTORIES
 from lyra_ns.cameras import CameraPath, relative_to, stack_cameras
-from lyra_ns.data.loaded import StoredScene
 from lyra_ns.data.open import chosen_trajectories, read_inputs
 from lyra_ns.data.open import open_scene as open_stored
-from lyra_ns.trajectories import TRAJECTORIES
+from lyra_ns.data.scenes import StoredScene
 
 
 @dataclass(frozen=True)

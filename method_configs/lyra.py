@@ -11,12 +11,11 @@ from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
-from lyra_ns.data.sampling import SamplingConfig
+from lyra_ns.data.view_sampling import SamplingConfig
 from lyra_ns.plugin.datamanager import LyraDataManagerConfig
 from lyra_ns.plugin.model_config import LyraModelConfig
-from lyra_ns.plugin.optimizers import DecoderAdamWConfig
+from lyra_ns.plugin.optimizers import DecoderAdamWConfig, WarmupSchedulerConfig
 from lyra_ns.plugin.pipeline import LyraPipelineConfig
-from lyra_ns.plugin.schedulers import WarmupSchedulerConfig
 from lyra_ns.plugin.trainer import LyraTrainer
 
 lyra = MethodSpecification(

@@ -7,14 +7,13 @@ from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
-from lyra_ns.data.sampling import SamplingConfig
-from lyra_ns.decoder_config import TINY_DECODER
+from lyra_ns.data.view_sampling import SamplingConfig
+from lyra_ns.decoder.config import TINY_DECODER
 from lyra_ns.losses import LossConfig
 from lyra_ns.plugin.datamanager import LyraDataManagerConfig
 from lyra_ns.plugin.model_config import LyraModelConfig
-from lyra_ns.plugin.optimizers import DecoderAdamWConfig
+from lyra_ns.plugin.optimizers import DecoderAdamWConfig, WarmupSchedulerConfig
 from lyra_ns.plugin.pipeline import LyraPipelineConfig
-from lyra_ns.plugin.schedulers import WarmupSchedulerConfig
 from lyra_ns.plugin.trainer import LyraTrainer
 from lyra_ns.rendering.types import RenderSettings
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 # Set before torch is loaded: idle threads that spin starve the other workers on small machines.
@@ -14,43 +13,40 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
+import tests.helpers.checked_types  # noqa: F401  which the hook names and does not import
+
 # Not attention and kernels: torch.library and triton.jit cannot read functions that are wrapped.
 CHECKED_ROOMS = (
+    "cache3d",
+    "camera_paths",
     "cameras",
-    "gaussians",
-    "ssd",
-    "ssd_states",
-    "ssd_types",
-    "ssd_bidirectional",
-    "decoder",
-    "decoder_blocks",
-    "decoder_config",
-    "decoder_graphs",
-    "decoder_head",
-    "conditioning",
-    "conditioning_cache",
-    "memory_estimate",
-    "memory_limits",
-    "reconstruction",
-    "stage_meter",
-    "checkpoints",
-    "losses",
-    "perceptual",
-    "trajectories",
-    "refinement",
-    "refinement_attributes",
-    "refinement_config",
-    "refinement_densify",
-    "refinement_loss",
-    "refinement_views",
-    "rendering",
     "codec",
     "data",
+    "decoder",
+    "depth",
+    "environment",
     "evaluation",
     "export",
+    "gaussians",
+    "gen3c",
     "generation",
+    "losses",
+    "make_data",
+    "memory",
+    "metrics",
+    "ops.lpips",
+    "ops.ssd",
+    "ops.ssd_types",
+    "pictures",
+    "pretrained",
+    "progress",
+    "reconstruction",
+    "refinement",
+    "rendering",
+    "teachers",
+    "text",
 )
-KERNEL_FILES = ("generation.gen3c.fused_kernels", "generation.gen3c.rounding_kernel")
+KERNEL_FILES = ("gen3c.triton",)
 """Files of triton.jit inside checked rooms."""
 
 
@@ -68,9 +64,7 @@ def checked_modules() -> list[str]:
 
 
 # Stays installed for the whole session: rooms may be imported late, inside a test.
-install_import_hook(checked_modules(), "checked_types.checked")
-# For the helpers beside this file; at the end, so that the installed package is never shadowed.
-sys.path.append(str(Path(__file__).parent))
+install_import_hook(checked_modules(), "tests.helpers.checked_types.checked")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,18 +14,19 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
-from wall_scenes import write_wall_scenes
 
 import lyra_ns
 from lyra_ns.cameras import CameraPath
-from lyra_ns.checkpoints import save_decoder
 from lyra_ns.codec import load_codec
 from lyra_ns.data.open import open_scene as open_stored
 from lyra_ns.data.open import read_inputs
-from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
+from lyra_ns.decoder.checkpoints import save_decoder
+from lyra_ns.decoder.config import DecoderConfig
+from lyra_ns.decoder.model import LatentGaussianDecoder
 from lyra_ns.gaussians import GaussianHeadConfig, Gaussians
 from lyra_ns.lyra import Lyra
 from lyra_ns.reconstruction import Reconstructor
+from tests.helpers.wall_scenes import write_wall_scenes
 
 FOLDER = Path(lyra_ns.__file__).parent
 TURNED = torch.tensor(
@@ -286,7 +287,7 @@ def test_infer_refuses_what_does_not_fit(lyra: Lyra, walls: Path) -> None:
 def test_evaluate_gives_the_table_of_the_command(
     lyra: Lyra, walls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from lyra_ns.commands.evaluate import Evaluate
+    from lyra_ns.cli.evaluate import Evaluate
 
     measures = lyra_ns.evaluate(lyra, str(walls), num_trajectories=[1, 2], baselines=False)
     assert measures.scenes == ("wall_1",)

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_api import small_decoder
 
 import lyra_ns
-from lyra_ns.checkpoints import save_decoder
 from lyra_ns.codec import load_codec
+from lyra_ns.decoder.checkpoints import save_decoder
 from lyra_ns.generation.in_memory import Generated
 from lyra_ns.lyra import Lyra
+from tests.test_api import small_decoder
 
 FILES = {"scene.ply", "scene.html", "video.mp4", "contact_sheet.png", "latents", "record.json"}
 

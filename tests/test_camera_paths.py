@@ -9,19 +9,24 @@ from typing import get_args
 import pytest
 import torch
 
-from lyra_ns.cameras import CameraPath, invert_rigid, look_at, project
-from lyra_ns.generation.camera_paths import (
+from lyra_ns.camera_paths import (
+    GEN3C_SPIRAL,
+    MOTIONS,
+    TRAJECTORIES,
     CameraPathConfig,
     PathKind,
+    Rotation,
     camera_path,
     fitted_path,
     flipped_path,
     follow,
     lyra_six,
+    path_of_poses,
     resampled_path,
     reversed_in_time,
+    trajectory_path,
 )
-from lyra_ns.trajectories import GEN3C_SPIRAL, MOTIONS, TRAJECTORIES, Rotation, path_of_poses, trajectory_path
+from lyra_ns.cameras import CameraPath, invert_rigid, look_at, project
 
 INTRINSICS = torch.tensor([115.2, 110.0, 64.0, 40.0])
 SIZE = {"height": 80, "width": 128}

@@ -8,7 +8,7 @@ import torch
 from skimage import data as photographs
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from lyra_ns.evaluation.metrics import mean_and_spread, psnr, relative_depth_error, ssim
+from lyra_ns.metrics import mean_and_spread, psnr, relative_depth_error, ssim
 
 
 @pytest.fixture

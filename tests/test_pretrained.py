@@ -10,10 +10,10 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
-from small_pipelines import small_language_model, small_stable_diffusion
 from transformers import GPT2LMHeadModel, PreTrainedModel
 
-from lyra_ns.generation.pretrained import load_pipeline, load_pretrained
+from lyra_ns.pretrained import load_pipeline, load_pretrained
+from tests.helpers.small_pipelines import small_language_model, small_stable_diffusion
 
 PIPELINE = "StableDiffusionPipeline"
 

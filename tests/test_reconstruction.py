@@ -13,13 +13,13 @@ from torch import Tensor
 from lyra_ns import reconstruction
 from lyra_ns.cameras import CameraPath, relative_to
 from lyra_ns.codec import load_codec
-from lyra_ns.conditioning import ConditioningBuilder
-from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
+from lyra_ns.decoder.conditioning import ConditioningBuilder
+from lyra_ns.decoder.config import DecoderConfig
+from lyra_ns.decoder.model import LatentGaussianDecoder
 from lyra_ns.gaussians import Gaussians, num_kept, prune
-from lyra_ns.memory_estimate import SceneSize
-from lyra_ns.memory_limits import DoesNotFit
+from lyra_ns.memory import DoesNotFit, SceneSize
+from lyra_ns.progress import StageMeter
 from lyra_ns.reconstruction import Reconstructor
-from lyra_ns.stage_meter import StageMeter
 
 CODEC = load_codec("linear")
 

@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from lyra_ns.cameras import project
-from lyra_ns.trajectories import (
+from lyra_ns.camera_paths import (
     NUM_NOVEL_PATHS,
     TRAJECTORIES,
     camera_offsets,
@@ -17,6 +16,7 @@ from lyra_ns.trajectories import (
     trajectory_named,
     trajectory_path,
 )
+from lyra_ns.cameras import project
 
 GEOMETRY = {
     "intrinsics": torch.tensor([115.2, 115.2, 64.0, 40.0]), "height": 80, "width": 128,

@@ -23,7 +23,7 @@ from benchmarks.full_size.rendering import rendering_rows, writing_rows
 from benchmarks.kernels.cosmos_encoder import error_rows as encoder_error_rows
 from benchmarks.kernels.cosmos_encoder import random_autoencoder, scene_cameras, scene_rows
 from benchmarks.training_step import StepSize, training_rows
-from lyra_ns.data.files import write_whole
+from lyra_ns.data.atomic import write_whole
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 """Folder of the result files."""

@@ -10,9 +10,10 @@ import torch
 
 from benchmarks.full_size.inputs import Size, conditioning, latents
 from benchmarks.full_size.measure import measure
-from lyra_ns.conditioning import Conditioning
-from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
-from lyra_ns.decoder_head import pruned_gaussians
+from lyra_ns.decoder.conditioning import Conditioning
+from lyra_ns.decoder.config import DecoderConfig
+from lyra_ns.decoder.model import LatentGaussianDecoder
+from lyra_ns.decoder.pruned_head import pruned_gaussians
 from lyra_ns.gaussians import Gaussians, num_kept
 
 PRUNE_RATIO = 0.8

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lyra_ns.camera_paths import TRAJECTORIES, trajectory_path
 from lyra_ns.cameras import CameraPath, RayGrid, ray_grid, stack_cameras
-from lyra_ns.conditioning import Conditioning
-from lyra_ns.data.reading_order import READING_ORDER
+from lyra_ns.data.layout import READING_ORDER
+from lyra_ns.decoder.conditioning import Conditioning
 from lyra_ns.gaussians import Gaussians
-from lyra_ns.trajectories import TRAJECTORIES, trajectory_path
 
 
 @dataclass(frozen=True)

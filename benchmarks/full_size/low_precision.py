@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
-from lyra_ns.any_decoder import load_any_decoder
-from lyra_ns.attention import attend_in_cudnn, attend_in_fp8, attend_in_triton
 from lyra_ns.codec import codec_for
-from lyra_ns.data.loaded import StoredScene
+from lyra_ns.data.scenes import StoredScene
 from lyra_ns.data.store import LyraStore
-from lyra_ns.decoder_blocks import Attention
-from lyra_ns.evaluation.metrics import psnr
+from lyra_ns.decoder.blocks import Attention
+from lyra_ns.decoder.checkpoints import load_any_decoder
 from lyra_ns.evaluation.runner import ProtocolConfig, evaluate_scenes, summary_rows
-from lyra_ns.perceptual import load_lpips
+from lyra_ns.metrics import psnr
+from lyra_ns.ops.attention import attend_in_cudnn, attend_in_fp8, attend_in_triton
+from lyra_ns.ops.lpips import load_lpips
 from lyra_ns.reconstruction import Reconstructor
 
 AttentionForm = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]

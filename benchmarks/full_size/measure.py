@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lyra_ns.device_memory import GIB
+from lyra_ns.device import GIB
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,9 @@ from torch import Tensor
 from benchmarks.full_size.inputs import Size
 from benchmarks.full_size.measure import measure
 from benchmarks.generation.result_file import ResultFile, Row
-from lyra_ns.generation.gen3c.attention import use_own_attention
-from lyra_ns.generation.gen3c.blocks import use_own_blocks
-from lyra_ns.generation.gen3c.low_precision import use_eight_bits
-from lyra_ns.generation.gen3c.position_embedding import keep_positions
-from lyra_ns.generation.gen3c.step_cache import StepCache, StepCacheSettings, remove_step_cache
-from lyra_ns.generation.gen3c.transformer import PLAIN, Evaluation, GuidedDenoiser, gen3c_config
+from lyra_ns.gen3c.layers import keep_positions, use_eight_bits, use_own_attention, use_own_blocks
+from lyra_ns.gen3c.step_cache import StepCache, StepCacheSettings, remove_step_cache
+from lyra_ns.gen3c.transformer import PLAIN, Evaluation, GuidedDenoiser, gen3c_config
 
 NOISE_LABEL = 0.25
 """0.25 ln sigma of the evaluation: sigma is e."""

@@ -11,11 +11,9 @@ from benchmarks.full_size.measure import measure
 from benchmarks.generation.network import Bench, drawn, evaluation_of, random_network
 from benchmarks.generation.result_file import Row, free_memory
 from benchmarks.kernels.cosmos_encoder import codec_of, random_autoencoder
-from lyra_ns.device import MemoryName
-from lyra_ns.device_memory import GIB
-from lyra_ns.generation.gen3c.buffers import encode_buffers
-from lyra_ns.generation.gen3c.memory import apply_memory_policy
-from lyra_ns.generation.gen3c.memory_needs import POLICIES, ClipSize, memory_needs
+from lyra_ns.device import GIB, MemoryName
+from lyra_ns.gen3c.inputs import encode_buffers
+from lyra_ns.gen3c.memory import POLICIES, ClipSize, apply_memory_policy, memory_needs
 
 NUM_TRAJECTORIES = 6
 """Clips of a scene."""
@@ -41,7 +39,7 @@ def random_text_encoder(device: str) -> Any:
 
 def pipeline_of(bench: Bench, with_text: bool) -> Any:
     """A pipeline of random parts at full size."""
-    from lyra_ns.generation.gen3c.pipeline import Gen3CPipeline, gen3c_scheduler
+    from lyra_ns.gen3c.pipeline import Gen3CPipeline, gen3c_scheduler
 
     network = random_network(bench.config, bench.device)
     pipeline = Gen3CPipeline(network, random_autoencoder(), gen3c_scheduler())

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.environment import describe_environment
-from lyra_ns.data.files import write_whole
+from lyra_ns.data.atomic import write_whole
 
 Row = dict[str, Any]
 NOTE = (

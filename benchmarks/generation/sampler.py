@@ -13,13 +13,10 @@ from torch import Tensor
 from benchmarks.full_size.inputs import Size
 from benchmarks.generation.network import Bench, drawn, evaluation_of, random_network, relative, with_cudnn
 from benchmarks.generation.result_file import Row
-from lyra_ns.generation.gen3c.attention import use_own_attention
-from lyra_ns.generation.gen3c.blocks import use_own_blocks
-from lyra_ns.generation.gen3c.low_precision import use_eight_bits
-from lyra_ns.generation.gen3c.position_embedding import keep_positions
-from lyra_ns.generation.gen3c.sampling import sample
-from lyra_ns.generation.gen3c.step_cache import StepCache, StepCacheSettings, remove_step_cache
-from lyra_ns.generation.gen3c.transformer import PLAIN, Evaluation, GuidedDenoiser
+from lyra_ns.gen3c.layers import keep_positions, use_eight_bits, use_own_attention, use_own_blocks
+from lyra_ns.gen3c.sampling import sample
+from lyra_ns.gen3c.step_cache import StepCache, StepCacheSettings, remove_step_cache
+from lyra_ns.gen3c.transformer import PLAIN, Evaluation, GuidedDenoiser
 
 CACHES = (
     StepCacheSettings(threshold=0.05),
@@ -35,7 +32,7 @@ def latents_of(
     network: Any, size: Size, device: str, num_steps: int, evaluation: Evaluation = PLAIN
 ) -> Tensor:
     """Latents of the same clip from the same noise every time, with guidance 1."""
-    from lyra_ns.generation.gen3c.pipeline import gen3c_scheduler
+    from lyra_ns.gen3c.pipeline import gen3c_scheduler
 
     scheduler = gen3c_scheduler()
     scheduler.set_timesteps(num_steps)

@@ -11,11 +11,9 @@ from benchmarks.full_size.inputs import Size
 from benchmarks.full_size.measure import measure
 from benchmarks.generation.network import Bench, evaluation_of, random_network, relative
 from benchmarks.generation.result_file import Row
-from lyra_ns.generation.gen3c.blocks import use_own_blocks
-from lyra_ns.generation.gen3c.parallel import GuidanceHalves, split_tokens
-from lyra_ns.generation.gen3c.position_embedding import keep_positions
-from lyra_ns.generation.gen3c.processes import run_on_processes
-from lyra_ns.generation.gen3c.transformer import Evaluation
+from lyra_ns.gen3c.layers import keep_positions, use_own_blocks
+from lyra_ns.gen3c.parallel import GuidanceHalves, run_on_processes, split_tokens
+from lyra_ns.gen3c.transformer import Evaluation
 
 ALONE, HALVES, SPLIT = (
     "one GPU, two passes",

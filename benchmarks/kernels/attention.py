@@ -21,8 +21,8 @@ from torch import Tensor
 
 from benchmarks.environment import describe_environment
 from benchmarks.full_size.measure import measure
-from lyra_ns.attention import AttentionName, attend_in_triton, choose_attention_backend
-from lyra_ns.kernels.attention import AttentionTiles, attend, attend_in_eight_bits
+from lyra_ns.ops.attention import AttentionName, attend_in_triton, choose_attention_backend
+from lyra_ns.ops.attention_triton import AttentionTiles, attend, attend_in_eight_bits
 
 Row = dict[str, Any]
 Part = Literal["forms", "tiles", "overlap", "training"]
@@ -129,17 +129,17 @@ def compare_tiles(num_tokens: int, repeats: int, spread: float) -> list[Row]:
 
 def compare_overlap(num_tokens: int, repeats: int, spread: float) -> list[Row]:
     """Rows of our kernel that waits for exponentials, and of the overlapping one with some rings of slots."""
-    from lyra_ns.kernels import overlapped_attention as room
+    from lyra_ns.ops import attention_gluon
 
     parts = random_parts(num_tokens, spread)
     truth = exact_rows(parts)
     waiting = lambda *parts: attend(*parts, AttentionTiles())[0]  # noqa: E731
     rows = [_shown({"form": "waiting", **form_row(waiting, parts, truth, repeats)})]
-    before = room.NUM_SLOTS
-    for room.NUM_SLOTS in (before, 4):
+    before = attention_gluon.NUM_SLOTS
+    for attention_gluon.NUM_SLOTS in (before, 4):
         row = form_row(attend_in_triton, parts, truth, repeats)
-        rows.append(_shown({"form": "overlapped", "slots": room.NUM_SLOTS, **row}))
-    room.NUM_SLOTS = before
+        rows.append(_shown({"form": "overlapped", "slots": attention_gluon.NUM_SLOTS, **row}))
+    attention_gluon.NUM_SLOTS = before
     return rows
 
 

@@ -21,13 +21,13 @@ from benchmarks.environment import describe_environment
 from benchmarks.full_size.inputs import Size, cameras
 from benchmarks.full_size.measure import measure
 from lyra_ns.cameras import CameraPath
-from lyra_ns.codec import cosmos_layers
+from lyra_ns.codec import cosmos_encoder
+from lyra_ns.codec.base import LatentStatistics
 from lyra_ns.codec.cosmos import CosmosCodec, EncoderName
-from lyra_ns.codec.cosmos_layers import TemporalConvolution
-from lyra_ns.codec.statistics import LatentStatistics
-from lyra_ns.conditioning import ConditioningBuilder
-from lyra_ns.data.files import write_whole
-from lyra_ns.device_memory import GIB
+from lyra_ns.codec.cosmos_encoder import TemporalConvolution
+from lyra_ns.data.atomic import write_whole
+from lyra_ns.decoder.conditioning import ConditioningBuilder
+from lyra_ns.device import GIB
 
 Row = dict[str, Any]
 Part = Literal["clip", "error", "scene", "profile", "layers"]
@@ -185,7 +185,7 @@ def _timed(what: str, work: Callable[[], Any], products: float, repetitions: int
 
 
 def _temporal_rows(x: Tensor, label: str, products: float, repetitions: int) -> list[Row]:
-    from lyra_ns.codec.cosmos_kernels import Tile, temporal_convolution
+    from lyra_ns.codec.cosmos_triton import Tile, temporal_convolution
 
     channels = x.shape[-1]
     weight = torch.randn(3, channels, channels, device="cuda", dtype=torch.bfloat16) / channels**0.5
@@ -193,7 +193,7 @@ def _temporal_rows(x: Tensor, label: str, products: float, repetitions: int) -> 
     flat = x.flatten(2, 3)
 
     def plain() -> Tensor:
-        return cosmos_layers.convolve_in_time(x, convolution, x, plain=True)
+        return cosmos_encoder.convolve_in_time(x, convolution, x, plain=True)
 
     rows = [_timed(f"temporal {label} torch", plain, products, repetitions)]
     for sizes in TEMPORAL_TILES:
@@ -206,7 +206,7 @@ def _spatial_rows(x: Tensor, label: str, products: float, repetitions: int) -> l
     channels = x.shape[-1]
     weight = torch.randn(channels, channels, 3, 3, device="cuda", dtype=torch.bfloat16) / channels**0.5
     weight = weight.contiguous(memory_format=torch.channels_last)
-    images = cosmos_layers.images_of_frames(x)
+    images = cosmos_encoder.images_of_frames(x)
     rows = []
     for search in (False, True):
         with torch.backends.cudnn.flags(enabled=True, benchmark=search):
@@ -224,7 +224,7 @@ def _attention_rows(repetitions: int) -> list[Row]:
     return [
         _timed(
             f"spatial attention of 4 frames, {'torch' if plain else 'products'}",
-            partial(cosmos_layers.attend_in_space, projected, plain),
+            partial(cosmos_encoder.attend_in_space, projected, plain),
             products,
             repetitions,
         )

@@ -19,13 +19,12 @@ import tyro
 from torch import Tensor, nn
 
 from benchmarks.full_size.measure import measure
-from lyra_ns.decoder_blocks import MambaBlock
-from lyra_ns.decoder_config import DecoderConfig
-from lyra_ns.device_memory import GIB
-from lyra_ns.kernels import convolution, gated_norm, residual_norm
-from lyra_ns.ssd import choose_scan_backend
-from lyra_ns.ssd_bidirectional import TORCH_STAGES, kernel_stages
-from lyra_ns.ssd_types import DirectedTokens, ScanName
+from lyra_ns.decoder.blocks import MambaBlock
+from lyra_ns.decoder.config import DecoderConfig
+from lyra_ns.device import GIB
+from lyra_ns.ops import convolution_triton, norm_triton
+from lyra_ns.ops.ssd import TORCH_STAGES, choose_scan_backend, kernel_stages
+from lyra_ns.ops.ssd_types import DirectedTokens, ScanName
 
 Work = Callable[[], Any]
 
@@ -121,7 +120,7 @@ class Stages:
 
     def convolved(self, projected: Tensor) -> DirectedTokens:
         """The convolution's kernel."""
-        return convolution.convolve_both_directions(projected, self.taps, self.bias, 1024)
+        return convolution_triton.convolve_both_directions(projected, self.taps, self.bias, 1024)
 
     def scan_inputs(self, part: slice = slice(None)) -> tuple[Tensor, ...]:
         """What the state scan takes, of some of the tokens."""
@@ -135,14 +134,14 @@ class Stages:
 
     def norm_sum(self, y: Tensor, gate: Tensor) -> Tensor:
         """The gated norm's kernel."""
-        return gated_norm.gated_norm_sum(y, gate, self.gain, 1e-5)
+        return norm_triton.gated_norm_sum(y, gate, self.gain, 1e-5)
 
     def forward(self) -> dict[str, tuple[Work, ...]]:
         """The stages of the forward pass in order: in kernels, and in torch where that is another thing."""
         norm = self.layer.norm
         return {
             "norm": (
-                lambda: residual_norm.branch_norm(self.stream, norm.weight, 1e-5, torch.bfloat16),
+                lambda: norm_triton.branch_norm(self.stream, norm.weight, 1e-5, torch.bfloat16),
                 lambda: norm(self.stream).bfloat16(),
             ),
             "in projection": (lambda: nn.functional.linear(self.normed, self.in_weight),),
@@ -174,7 +173,7 @@ class Stages:
 
         return {
             "norm, both ways": with_gradient(
-                lambda stream, weight: residual_norm.branch_norm(stream, weight, 1e-5, torch.bfloat16),
+                lambda stream, weight: norm_triton.branch_norm(stream, weight, 1e-5, torch.bfloat16),
                 self.stream,
                 self.layer.norm.weight,
             ),
@@ -185,16 +184,18 @@ class Stages:
     def tuned(self, repetitions: int) -> Iterator[tuple[str, float]]:
         """Times of the kernels by the sizes of their tiles."""
         convolve = self.forward()["convolution"][0]
-        walks = [convolution.Walk(*sizes) for sizes in product((64, 128), (4, 8), (256, 512))]
-        yield from _varied("convolution", convolution, {"FORWARD": walks}, convolve, repetitions)
+        walks = [convolution_triton.Walk(*sizes) for sizes in product((64, 128), (4, 8), (256, 512))]
+        yield from _varied("convolution", convolution_triton, {"FORWARD": walks}, convolve, repetitions)
         both_ways = self.backward()
         work = both_ways["convolution, both ways"]
-        yield from _varied("convolution, both ways", convolution, {"BACKWARD": walks}, work, repetitions)
+        yield from _varied(
+            "convolution, both ways", convolution_triton, {"BACKWARD": walks}, work, repetitions
+        )
         work = self.forward()["gated norm and sum"][0]
-        yield from _varied("gated norm", gated_norm, {"FORWARD_BLOCK": (1, 2, 4)}, work, repetitions)
+        yield from _varied("gated norm", norm_triton, {"FORWARD_BLOCK": (1, 2, 4)}, work, repetitions)
         sizes = {"BACKWARD_BLOCK": (1, 2), "BACKWARD_TOKENS": (32, 64, 128)}
         work = both_ways["gated norm, both ways"]
-        yield from _varied("gated norm, both ways", gated_norm, sizes, work, repetitions)
+        yield from _varied("gated norm, both ways", norm_triton, sizes, work, repetitions)
 
 
 def _varied(

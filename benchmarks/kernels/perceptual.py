@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.full_size.measure import measure
-from lyra_ns.device_memory import GIB
-from lyra_ns.kernels import feature_trunk_kernels as kernels
-from lyra_ns.perceptual import LPIPS_EPSILON, PerceptualDistance
+from lyra_ns.device import GIB
+from lyra_ns.ops import lpips_triton
+from lyra_ns.ops.lpips import LPIPS_EPSILON, PerceptualDistance
 
 Row = dict[str, Any]
 Part = Literal["step", "error", "layers", "profile"]
@@ -96,7 +96,9 @@ def _convolution_rows(
     bias = torch.randn(channels_out, device="cuda")
     forms = {
         "alone": lambda: functional.conv2d(maps, weight, padding=1),
-        "with our bias and ReLU": lambda: kernels.rectify(functional.conv2d(maps, weight, padding=1), bias),
+        "with our bias and ReLU": lambda: lpips_triton.rectify(
+            functional.conv2d(maps, weight, padding=1), bias
+        ),
         "with cuDNN's bias and ReLU": lambda: torch.cudnn_convolution_relu(
             maps, weight, bias.bfloat16(), (1, 1), (1, 1), (1, 1), 1
         ),
@@ -120,11 +122,11 @@ def _kernel_rows(channels: int, size: tuple[int, int, int], repetitions: int) ->
     feature, wanted = _random_map(channels, size).relu(), _random_map(channels, size).relu()
     bias, pooled = torch.randn(channels, device="cuda"), functional.max_pool2d(feature, 2)
     moved = {
-        "rectify": (lambda: kernels.rectify(feature, bias), 2.0),
-        "rectify_and_pool": (lambda: kernels.rectify_and_pool(feature, bias), 2.25),
-        "mask_gradient": (lambda: kernels.mask_gradient(wanted, feature), 3.0),
+        "rectify": (lambda: lpips_triton.rectify(feature, bias), 2.0),
+        "rectify_and_pool": (lambda: lpips_triton.rectify_and_pool(feature, bias), 2.25),
+        "mask_gradient": (lambda: lpips_triton.mask_gradient(wanted, feature), 3.0),
         "distance_and_gradient": (
-            lambda: kernels.distance_and_gradient(feature, wanted, bias, LPIPS_EPSILON, pooled),
+            lambda: lpips_triton.distance_and_gradient(feature, wanted, bias, LPIPS_EPSILON, pooled),
             3.25,
         ),
     }

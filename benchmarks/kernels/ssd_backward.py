@@ -17,7 +17,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.full_size.measure import measure
 from benchmarks.kernels.ssd_forward import Inputs, exact, random_inputs, relative_error
-from lyra_ns.kernels.ssd_backward import HOPPER_BACKWARD_TILES, BackwardTiles, ScanGradients, ssd_backward
+from lyra_ns.ops.ssd_triton_backward import ScanGradients, ssd_backward
+from lyra_ns.ops.ssd_triton_backward_kernels import HOPPER_BACKWARD_TILES, BackwardTiles
 
 NAMES = ScanGradients._fields
 """Inputs in the order of their gradients."""

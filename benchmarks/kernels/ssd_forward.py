@@ -21,9 +21,9 @@ from torch.nn import functional
 
 from benchmarks.environment import describe_environment
 from benchmarks.full_size.measure import measure
-from lyra_ns.kernels import ssd_forward as room
-from lyra_ns.kernels.ssd_forward import HOPPER_TILES, ScanTiles, ssd_forward
-from lyra_ns.ssd_bidirectional import scan_states_in_torch
+from lyra_ns.ops import ssd_triton
+from lyra_ns.ops.ssd import scan_states_in_torch
+from lyra_ns.ops.ssd_triton import HOPPER_TILES, ScanTiles, ssd_forward
 
 Row = dict[str, Any]
 Inputs = dict[str, Tensor]
@@ -103,16 +103,16 @@ def stage_times(inputs: Inputs, tiles: ScanTiles, repeats: int) -> Row:
     """Milliseconds of each kernel alone."""
     x, step, write, read = (inputs[name][0] for name in ("x", "step", "write", "read"))
     decay, skip, step_bias = (inputs[name] for name in ("decay", "skip", "step_bias"))
-    elapsed, length, left = room.accumulate(step, step_bias, decay, tiles)
-    before, since_start, last_state, last_faded = room.walk(x, write, elapsed, left, tiles)
-    at_start = room.join(last_state, last_faded, x.dtype)
+    elapsed, length, left = ssd_triton.accumulate(step, step_bias, decay, tiles)
+    before, since_start, last_state, last_faded = ssd_triton.walk(x, write, elapsed, left, tiles)
+    at_start = ssd_triton.join(last_state, last_faded, x.dtype)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     prepared = (before, at_start, elapsed, length, left, since_start, skip, tiles, y)
     stages: dict[str, Callable[[], object]] = {
-        "accumulate": lambda: room.accumulate(step, step_bias, decay, tiles),
-        "walk": lambda: room.walk(x, write, elapsed, left, tiles),
-        "join": lambda: room.join(last_state, last_faded, x.dtype),
-        "read": lambda: room.read_states(x, write, read, *prepared),
+        "accumulate": lambda: ssd_triton.accumulate(step, step_bias, decay, tiles),
+        "walk": lambda: ssd_triton.walk(x, write, elapsed, left, tiles),
+        "join": lambda: ssd_triton.join(last_state, last_faded, x.dtype),
+        "read": lambda: ssd_triton.read_states(x, write, read, *prepared),
     }
     return {name: milliseconds(stage, repeats) for name, stage in stages.items()}
 

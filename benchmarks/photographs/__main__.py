@@ -108,8 +108,8 @@ def main(
 def measure_eight(bench: Bench) -> tuple[list[Row], dict[str, Any]]:
     """A decoder's Gaussians against clips of eight photographs."""
     from benchmarks.photographs.eight import MEASURES, evaluate_photographs
-    from lyra_ns.checkpoints import load_decoder
     from lyra_ns.codec import load_codec
+    from lyra_ns.decoder.checkpoints import load_decoder
 
     path = bench.decoder or Path(str(files("lyra_ns.weights") / SHIPPED))
     network = load_decoder(path).eval().to(bench.device)
@@ -123,7 +123,7 @@ def measure_eight(bench: Bench) -> tuple[list[Row], dict[str, Any]]:
 def measure_five(bench: Bench) -> tuple[list[Row], dict[str, Any]]:
     """`generate` on five photographs."""
     from benchmarks.photographs.five import five_rows
-    from lyra_ns.perceptual import load_lpips
+    from lyra_ns.ops.lpips import load_lpips
 
     return five_rows(bench.photographs(FIVE), bench.makers, load_lpips("alex")), {}
 
@@ -131,7 +131,7 @@ def measure_five(bench: Bench) -> tuple[list[Row], dict[str, Any]]:
 def measure_right(bench: Bench) -> tuple[list[Row], dict[str, Any]]:
     """The right photograph of the stereo pair from scenes of the left one."""
     from benchmarks.photographs.right import right_rows
-    from lyra_ns.perceptual import load_lpips
+    from lyra_ns.ops.lpips import load_lpips
 
     left = bench.photographs((MOTORCYCLE,))[MOTORCYCLE.name]
     return right_rows(left, bench.makers, MOTORCYCLE.name, load_lpips("alex")), {}

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from benchmarks.photographs.warped_clips import SETTINGS, WarpedClips, warped_clips
 from lyra_ns.cameras import CameraPath
-from lyra_ns.codec.interface import VideoCodec
-from lyra_ns.decoder import LatentGaussianDecoder
+from lyra_ns.codec.base import VideoCodec
+from lyra_ns.decoder.model import LatentGaussianDecoder
 from lyra_ns.losses import ImageDistance
-from lyra_ns.perceptual import load_lpips
+from lyra_ns.ops.lpips import load_lpips
 from lyra_ns.reconstruction import Reconstructor
 from lyra_ns.rendering import render
 

@@ -13,8 +13,8 @@ from benchmarks.photographs.five import PER_PIXEL, Row
 from benchmarks.photographs.held_out import TEN, Picture
 from benchmarks.photographs.scenes import PhotographView, SceneMaker
 from benchmarks.photographs.views import on_arc, seen
-from lyra_ns.evaluation.pictures import contact_sheet, save_picture
 from lyra_ns.gaussians import Gaussians
+from lyra_ns.pictures import contact_sheet, save_picture
 
 DEGREES = (0, 8, 16, 25)
 """Angles that are shown, to the right."""

@@ -18,7 +18,7 @@ from safetensors.numpy import load, save
 
 from benchmarks.photographs.crops import Crop
 from benchmarks.photographs.held_out import Picture
-from lyra_ns.data.files import write_whole
+from lyra_ns.data.atomic import write_whole
 
 HEIGHT, WIDTH = 480, 768
 """Size of a packed photograph."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import describe_environment
-from lyra_ns.data.files import write_whole
+from lyra_ns.data.atomic import write_whole
 
 RESULT_FILE = "photographs.json"
 """The file that the documentation shows."""

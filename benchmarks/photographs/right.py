@@ -23,9 +23,9 @@ from benchmarks.photographs.eight import mean_distance, pooled_psnr
 from benchmarks.photographs.held_out import Picture
 from benchmarks.photographs.scenes import MadeScene, PhotographView, SceneMaker
 from benchmarks.photographs.views import per_pixel, seen
+from lyra_ns.cache3d.inpaint import background_weights, fill_holes
 from lyra_ns.cameras import CameraPath
-from lyra_ns.evaluation.hole_filling import background_weights, fill_holes
-from lyra_ns.evaluation.stereo_photo import DISPARITY_OFFSET, load_stereo_photo
+from lyra_ns.evaluation.photo_check import DISPARITY_OFFSET, load_stereo_photo
 from lyra_ns.gaussians import Gaussians
 from lyra_ns.losses import ImageDistance
 

@@ -24,9 +24,9 @@ from benchmarks.photographs.crops import Crop
 from benchmarks.photographs.held_out import Picture
 from benchmarks.photographs.views import per_pixel, view_size
 from lyra_ns.cameras import CameraPath
+from lyra_ns.depth.small import load_small_depth
 from lyra_ns.export.ply import load_ply
 from lyra_ns.gaussians import Gaussians
-from lyra_ns.generation.depth.small_network import load_small_depth
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 """The package that is measured unless another is given."""

@@ -18,15 +18,15 @@ from torch import Tensor
 from benchmarks.photographs.crops import Crop
 from benchmarks.photographs.held_out import Picture
 from benchmarks.photographs.pack import unpacked
+from lyra_ns.cache3d.inpaint import background_weights, fill_holes
+from lyra_ns.camera_paths import TRAJECTORIES, trajectory_path
 from lyra_ns.cameras import CameraPath, stack_cameras
-from lyra_ns.data.reading_order import READING_ORDER
+from lyra_ns.data.layout import READING_ORDER
+from lyra_ns.depth.base import DepthEstimator
+from lyra_ns.depth.small import load_small_depth
 from lyra_ns.evaluation.baselines import pixel_gaussians
-from lyra_ns.evaluation.hole_filling import background_weights, fill_holes
 from lyra_ns.gaussians import Gaussians
-from lyra_ns.generation.depth.estimator import DepthEstimator
-from lyra_ns.generation.depth.small_network import load_small_depth
 from lyra_ns.rendering import RenderSettings, render
-from lyra_ns.trajectories import TRAJECTORIES, trajectory_path
 
 HEIGHT, WIDTH, NUM_FRAMES = 160, 256, 17
 """Size of the clips."""

@@ -5,7 +5,7 @@ diffusion model latents live in diffusion space, z = 0.5 (raw - mean) / std (doc
 "Latents"); `to_diffusion` and `from_diffusion` go between the two.
 """
 
-from lyra_ns.codec.interface import VideoCodec, VideoLatentSpec
+from lyra_ns.codec.base import VideoCodec, VideoLatentSpec
 from lyra_ns.codec.registry import codec_for, load_codec
 
 __all__ = ["VideoCodec", "VideoLatentSpec", "codec_for", "load_codec"]

@@ -17,10 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lyra_ns.codec.cosmos_blocks import UnsupportedEncoder
-from lyra_ns.codec.cosmos_encoder import CosmosEncoder
-from lyra_ns.codec.interface import VideoLatentSpec
-from lyra_ns.codec.statistics import LatentStatistics
+from lyra_ns.codec.base import LatentStatistics, VideoLatentSpec
+from lyra_ns.codec.cosmos_encoder import CosmosEncoder, UnsupportedEncoder
 
 logger = logging.getLogger(__name__)
 

@@ -24,8 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from lyra_ns.codec.interface import VideoLatentSpec
-from lyra_ns.codec.statistics import LatentStatistics
+from lyra_ns.codec.base import LatentStatistics, VideoLatentSpec
 
 BLOCK = 8
 """Side of a block in pixels, and frames in a group."""
@@ -145,12 +144,14 @@ def load_linear_codec(path: Path | None = None) -> LinearCodec:
     """The codec in `path`, or the one that ships with the package; FileNotFoundError or ValueError."""
     path = path or Path(str(files("lyra_ns.weights").joinpath("linear_codec.safetensors")))
     if not path.is_file():
-        raise FileNotFoundError(f"linear codec {path} does not exist: write it with `ns-lyra fit-codec`")
+        raise FileNotFoundError(
+            f"linear codec {path} does not exist: write it with `python -m training.linear_codec`"
+        )
     try:
         return linear_codec_of(load_file(path))
     except (SafetensorError, KeyError) as error:
         raise ValueError(
-            f"{path} is not a linear codec ({error}): write it again with `ns-lyra fit-codec`"
+            f"{path} is not a linear codec ({error}): write it again with `python -m training.linear_codec`"
         ) from error
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from lyra_ns.codec.base import VideoCodec, VideoLatentSpec
 from lyra_ns.codec.cosmos import load_cosmos_codec
-from lyra_ns.codec.interface import VideoCodec, VideoLatentSpec
 from lyra_ns.codec.learned import load_learned_codec
 from lyra_ns.codec.linear import load_linear_codec
 

@@ -13,10 +13,10 @@ from rich.table import Table
 from torch import Tensor
 
 from lyra_ns.cameras import CameraPath
-from lyra_ns.codec.interface import VideoLatentSpec
-from lyra_ns.data.files import Source
-from lyra_ns.data.loaded import check_image_size, check_latent_size
+from lyra_ns.codec.base import VideoLatentSpec
+from lyra_ns.data.atomic import Source
 from lyra_ns.data.pose_order import FIRST_FLIPPED_ID, PoseOrder
+from lyra_ns.data.scenes import check_image_size, check_latent_size
 from lyra_ns.data.store import SUFFIXES, LyraClip, LyraStore, list_clips
 from lyra_ns.data.types import NOVEL_FIRST_ID
 

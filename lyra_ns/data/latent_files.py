@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from lyra_ns.data.files import Source, write_whole
+from lyra_ns.data.atomic import Source, write_whole
 
 LatentFormat = Literal["pkl", "safetensors"]
 SAFETENSORS_KEY = "z"

@@ -1,12 +1,15 @@
-"""Where a file of the official layout belongs, whatever folders or archives stand before it.
+"""Where a file of the official layout belongs, and in which order its trajectories are read.
 
 The released set ships as tars whose inner layout is not written down, so the end of a name decides:
 .../[static|dynamic|novel/...]NUMBER/KIND/CLIP.suffix, with any folders (and the tar's own name) before it.
+Decoders are trained to read trajectories in one order; the poses of the first are the reference. Light on
+purpose: commands read the order before torch is loaded.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 KINDS = ("pose", "intrinsics", "latent", "rgb", "depth")
@@ -61,3 +64,14 @@ def _family_of(folders: list[str]) -> PurePosixPath | None:
         if len(named) == 1:
             return PurePosixPath(named.pop())
     return None
+
+
+READING_ORDER = (5, 0, 1, 2, 3, 4)
+"""The usual six, as in the official demonstrations."""
+
+
+def in_reading_order(trajectories: Iterable[int]) -> list[int]:
+    """The usual ones first and in their order, then all others as they came."""
+    found = list(trajectories)
+    usual = [number for number in READING_ORDER if number in found]
+    return [*usual, *(number for number in found if number not in usual)]

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lyra_ns.cameras import CameraPath, stack_cameras
-from lyra_ns.data.loaded import StoredScene
-from lyra_ns.data.reading_order import in_reading_order
+from lyra_ns.data.layout import in_reading_order
+from lyra_ns.data.scenes import StoredScene
 from lyra_ns.data.store import LyraClip, LyraStore
 from lyra_ns.data.types import Scene
 

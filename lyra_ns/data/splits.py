@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lyra_ns.data.files import write_whole
+from lyra_ns.data.atomic import write_whole
 
 logger = logging.getLogger(__name__)
 

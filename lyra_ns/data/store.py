@@ -1,35 +1,39 @@
-"""Reader of datasets in the official layout (docs/reference/data_layout.md, "Files").
+"""Data sets in the official layout (docs/reference/data_layout.md, "Files"): reader and writer.
 
     ROOT[/static|/dynamic]/{0..5}/{rgb,pose,intrinsics,latent,depth}/CLIP.*
     ROOT/novel/{0,1}/...                    held-out camera paths with true frames, no latents
+    ROOT/manifest.json                      what a data set that we wrote holds and how it was made
 
-The same in plain tars, a folder of them or one, is read in place (`lyra_ns.data.archives`).
+The same in plain tars, a folder of them or one, is read in place (`lyra_ns.data.tar`).
 
-A scene is the set of clips of one name. A clip exists when its pose file does; writers write that last.
+A scene is the set of clips of one name. A clip exists when its pose file does; the writer writes that last,
+and every file appears whole or not at all.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+import lyra_ns
 from lyra_ns.cameras import CameraPath
-from lyra_ns.codec.interface import VideoLatentSpec
-from lyra_ns.data.archives import find_tars, tar_tree
-from lyra_ns.data.camera_files import read_intrinsics, read_poses
-from lyra_ns.data.depth_files import num_depth_frames, read_depth
-from lyra_ns.data.files import Source
-from lyra_ns.data.latent_files import read_latents
+from lyra_ns.codec.base import VideoLatentSpec
+from lyra_ns.data.atomic import Source, write_whole
+from lyra_ns.data.camera_files import indexed_bytes, read_intrinsics, read_poses
+from lyra_ns.data.depth_files import depth_bytes, num_depth_frames, read_depth
+from lyra_ns.data.latent_files import LatentFormat, latent_bytes, read_latents
 from lyra_ns.data.layout import FAMILIES, NOVEL_FOLDER
-from lyra_ns.data.manifest import FILE_NAME as MANIFEST_NAME
-from lyra_ns.data.manifest import Manifest, read_manifest, write_manifest
 from lyra_ns.data.pose_order import (
     FIRST_FLIPPED_ID,
     FlippedPoseOrder,
@@ -39,13 +43,131 @@ from lyra_ns.data.pose_order import (
     order_of_ends,
 )
 from lyra_ns.data.splits import FILE_NAME as SPLITS_NAME
+from lyra_ns.data.tar import find_tars, tar_tree
 from lyra_ns.data.types import Scene
-from lyra_ns.data.video_files import read_video, video_size
-from lyra_ns.data.writer import write_clip
-
-__all__ = ["LyraClip", "LyraStore", "Manifest", "list_clips", "write_clip", "write_manifest"]
+from lyra_ns.data.video import read_video, video_bytes, video_size
 
 logger = logging.getLogger(__name__)
+
+FORMAT = "lyra_ns dataset 1"
+FILE_NAME = "manifest.json"
+
+
+def current_versions() -> dict[str, str]:
+    """Versions that decide what generated data looks like."""
+    return {
+        "lyra_ns": lyra_ns.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Contents of manifest.json."""
+
+    codec: str
+    """Name of the codec the latents were made with."""
+    num_frames: int
+    """Frames per clip."""
+    height: int
+    """Image height in pixels."""
+    width: int
+    """Image width in pixels."""
+    scenes: dict[str, list[int]]
+    """Trajectory ids of each scene; the reader takes this list instead of walking the folders."""
+    novel: dict[str, list[int]] = field(default_factory=dict)
+    """Held-out camera paths of each scene."""
+    splits: dict[str, list[str]] = field(default_factory=dict)
+    """Scene names by split (train, test); empty leaves it to `lyra_ns.data.splits`."""
+    is_dynamic: bool = False
+    """Whether things move in the scenes."""
+    seed: int | None = None
+    """Seed of the generator, if the data was generated."""
+    versions: dict[str, str] = field(default_factory=current_versions)
+    """Versions of the software that wrote it."""
+    codec_digest: str = ""
+    """Fingerprint of that codec's weights (`VideoLatentSpec.digest`); empty where it is not known."""
+    focal_lengths: list[float] | None = None
+    """Shortest and longest focal length of procedural data, in image widths; None where nothing says them."""
+    flipped_pose_order: FlippedPoseOrder = "auto"
+    """How poses of views 6 to 11 of dynamic scenes are stored; `auto` leaves it to a look at each scene."""
+
+
+def write_manifest(root: Path, manifest: Manifest) -> Path:
+    """Writes ROOT/manifest.json whole and returns its path."""
+    path = root / FILE_NAME
+    content = {"format": FORMAT, **asdict(manifest)}
+    if manifest.focal_lengths is None:
+        del content["focal_lengths"]
+    write_whole(path, json.dumps(content, indent=1).encode())
+    return path
+
+
+def read_manifest(root: Source) -> Manifest | None:
+    """The manifest of a dataset that we wrote; None if there is none or another program's.
+
+    ValueError when it is ours but damaged.
+    """
+    path = root / FILE_NAME
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+            logger.info("%s was not written by lyra_ns: listing the folders instead", path)
+            return None
+        order, orders = content.get("flipped_pose_order", "auto"), get_args(FlippedPoseOrder)
+        if order not in orders:
+            raise ValueError(f"flipped_pose_order must be one of {', '.join(orders)}, found {order!r}")
+        known = {item.name for item in fields(Manifest)}
+        return Manifest(**{key: value for key, value in content.items() if key in known})
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"manifest {path} must be JSON as `write_manifest` writes it, found damage ({error}): delete it, "
+            "then the folders are listed instead"
+        ) from error
+
+
+def write_clip(
+    root: Path,
+    scene: str,
+    trajectory: int,
+    cameras: CameraPath,
+    z: Float[Tensor, "C T h w"] | None = None,
+    rgb: UInt8[Tensor, "L 3 H W"] | None = None,
+    depth: Float[Tensor, "L H W"] | None = None,
+    latent_format: LatentFormat = "pkl",
+) -> Path:
+    """Writes one clip under ROOT/{trajectory} and returns that folder.
+
+    `root` holds the numbered folders (ROOT/static, ROOT/novel, ...). Latents are in diffusion space. The
+    pose file comes last, and a reader takes a clip for stored when it has one, so an interrupted writer
+    leaves no half clip. Equal arguments give equal bytes.
+    """
+    _check_sizes(cameras, rgb, depth)
+    folder = Path(root) / str(trajectory)
+    if z is not None:
+        write_whole(folder / "latent" / f"{scene}.{latent_format}", latent_bytes(z, latent_format))
+    if rgb is not None:
+        write_whole(folder / "rgb" / f"{scene}.mp4", video_bytes(rgb))
+    if depth is not None:
+        write_whole(folder / "depth" / f"{scene}.zip", depth_bytes(depth))
+    write_whole(folder / "intrinsics" / f"{scene}.npz", indexed_bytes(cameras.intrinsics))
+    write_whole(folder / "pose" / f"{scene}.npz", indexed_bytes(cameras.camera_to_world))
+    return folder
+
+
+def _check_sizes(cameras: CameraPath, rgb: Tensor | None, depth: Tensor | None) -> None:
+    expected = (*cameras.shape, cameras.height, cameras.width)
+    for what, images in (("rgb", rgb), ("depth", depth)):
+        found = None if images is None else (images.shape[0], *images.shape[-2:])
+        if found not in (None, expected):
+            raise ValueError(
+                f"{what} must be {expected} frames, rows, columns like the cameras, found {found}"
+            )
+
 
 DEMO_FOLDER = "diffusion_output"
 """Folder between static or dynamic and the numbers in the official demo."""
@@ -253,7 +375,7 @@ def list_clips(folder: Source) -> dict[str, list[int]]:
             for path in (entry / "pose").glob("*.npz"):
                 if not path.name.startswith("."):
                     found.setdefault(path.stem, []).append(int(entry.name))
-        elif entry.name not in (NOVEL_FOLDER, MANIFEST_NAME, SPLITS_NAME, *FAMILIES):
+        elif entry.name not in (NOVEL_FOLDER, FILE_NAME, SPLITS_NAME, *FAMILIES):
             strays.append(entry.name)
     if strays:
         logger.info("%s: ignored %d entries that are no trajectory: %s", folder, len(strays), strays[:8])

@@ -13,10 +13,12 @@ from typing import TypeVar
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from lyra_ns.codec.interface import VideoCodec
-from lyra_ns.data.gathering import PendingBatch, gather
-from lyra_ns.data.loaded import StoredScene
-from lyra_ns.data.plans import (
+from lyra_ns.codec.base import VideoCodec
+from lyra_ns.data.batch import PendingBatch, gather
+from lyra_ns.data.scenes import StoredScene
+from lyra_ns.data.store import LyraStore
+from lyra_ns.data.types import SceneBatch
+from lyra_ns.data.view_sampling import (
     ALL_RANKS,
     SamplingConfig,
     batch_generator,
@@ -24,8 +26,6 @@ from lyra_ns.data.plans import (
     draw_plans,
     scene_order,
 )
-from lyra_ns.data.store import LyraStore
-from lyra_ns.data.types import SceneBatch
 
 logger = logging.getLogger(__name__)
 

@@ -17,13 +17,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lyra_ns.data.loaded import SceneSource
-from lyra_ns.data.sampling import evaluation_batch
+from lyra_ns.data.batch import evaluation_batch
+from lyra_ns.data.scenes import SceneSource
 from lyra_ns.data.types import NOVEL_FIRST_ID, SceneBatch
 from lyra_ns.evaluation.baselines import mean_colour, nearest_frame, warped_frame
-from lyra_ns.evaluation.metrics import mean_and_spread, psnr, relative_depth_error, ssim
 from lyra_ns.gaussians import Gaussians
-from lyra_ns.perceptual import PerceptualDistance
+from lyra_ns.metrics import mean_and_spread, psnr, relative_depth_error, ssim
+from lyra_ns.ops.lpips import PerceptualDistance
 from lyra_ns.reconstruction import Reconstructor
 from lyra_ns.rendering import RenderSettings, render
 

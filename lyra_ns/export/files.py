@@ -1,18 +1,46 @@
-"""Gaussians to and from files, whose kind is the ending: .ply, .splat or .html."""
+"""Gaussians to and from files, whose kind is the ending: .ply, .splat or .html.
+
+.splat is the layout of 32 bytes per Gaussian that light web viewers read.
+"""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch.nn import functional
 
 from lyra_ns.cameras import CameraPath
+from lyra_ns.data.atomic import write_whole
 from lyra_ns.export.html import save_html
-from lyra_ns.export.ply import load_ply, save_ply
-from lyra_ns.export.splat import save_splat
+from lyra_ns.export.ply import load_ply, require_exportable, save_ply
 from lyra_ns.gaussians import Gaussians
 from lyra_ns.rendering.types import Response
+
+SPLAT_ROW = np.dtype([("mean", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("quat", "u1", 4)])
+"""One Gaussian: centre, standard deviations, colour with opacity, rotation (w x y z as 128 + 128 q)."""
+
+
+def save_splat(gaussians: Gaussians, path: Path) -> None:
+    """Write one scene [G] as .splat, the largest and most opaque first so that a stream looks right early.
+
+    ValueError if there is nothing to write or a number is not finite; the file appears whole or not at all.
+    """
+    require_exportable(gaussians)
+    gaussians = gaussians.detach().to("cpu")
+    importance = gaussians.opacities * gaussians.scales.prod(-1)
+    gaussians = gaussians.select(importance.argsort(descending=True, stable=True))
+    rows = np.empty(gaussians.num, SPLAT_ROW)
+    rows["mean"] = gaussians.means.numpy()
+    rows["scale"] = gaussians.scales.numpy()
+    rows["rgba"][:, :3] = (gaussians.rgb.clamp(0, 1) * 255).round().numpy()
+    rows["rgba"][:, 3] = (gaussians.opacities.clamp(0, 1) * 255).round().numpy()
+    unit = functional.normalize(gaussians.quats, dim=-1)
+    rows["quat"] = (unit * 128 + 128).round().clamp(0, 255).numpy()
+    write_whole(path, rows.tobytes())
+
 
 SUFFIXES = (".ply", ".splat", ".html")
 """Kinds of files that are written."""

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from lyra_ns.cameras import CameraPath, project
-from lyra_ns.data.files import write_whole
-from lyra_ns.export.checks import require_exportable
+from lyra_ns.data.atomic import write_whole
+from lyra_ns.export.ply import require_exportable
 from lyra_ns.gaussians import Gaussians
 from lyra_ns.rendering.types import Response
 

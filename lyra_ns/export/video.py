@@ -17,7 +17,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from lyra_ns.cameras import CameraPath, look_at, relative_to
-from lyra_ns.data.files import write_whole
+from lyra_ns.data.atomic import write_whole
 
 QUALITY = "16"
 """x264's constant rate factor; small numbers are close to lossless."""

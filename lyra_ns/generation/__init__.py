@@ -1,1 +1,1 @@
-"""From an image, a text or a video to multi-trajectory latents: cameras, 3D cache, depth, video models."""
+"""One input to a scene of Gaussians: read, planned, filmed by a teacher, reconstructed, written."""

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from lyra_ns.cameras import CameraPath
 from lyra_ns.gaussians import Gaussians
-from lyra_ns.generation.finishing import GeneratedScene
-from lyra_ns.generation.generate import generate as generate_files
 from lyra_ns.generation.outputs import Instant
+from lyra_ns.generation.run import GeneratedScene
+from lyra_ns.generation.run import generate as generate_files
 from lyra_ns.generation.settings import GenerateSettings
 from lyra_ns.scene import in_frame_of_first
 

@@ -1,5 +1,7 @@
 """What a scene is made from, read and brought to one size: an image, a video, ViPE's output or a prompt.
 
+All of a picture is in its clips: they get its aspect, and about the usual number of pixels.
+
 Shape letters: S frames that were read, H W image.
 """
 
@@ -7,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,22 +18,72 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from lyra_ns.cameras import crop_and_resize_intrinsics
-from lyra_ns.data.resizing import resize_rgb
-from lyra_ns.data.video_files import VideoSize
-from lyra_ns.generation import image_files
-from lyra_ns.generation.clip_sizes import LONGEST_ASPECT, ClipSizes, size_of_aspect
-from lyra_ns.generation.depth.estimator import intrinsics_of_focal, intrinsics_of_fov
-from lyra_ns.generation.depth.vipe import ViPEClip, read_vipe, vipe_clips
-from lyra_ns.generation.image_files import check_size, read_image
+from lyra_ns.data import images
+from lyra_ns.data.images import check_size, finer_size, read_image
+from lyra_ns.data.resize import resize_rgb
+from lyra_ns.data.video import SUFFIXES as VIDEO_SUFFIXES
+from lyra_ns.data.video import VideoSize, read_frames
+from lyra_ns.depth.base import intrinsics_of_focal, intrinsics_of_fov
+from lyra_ns.depth.vipe import ViPEClip, read_vipe, vipe_clips
 from lyra_ns.generation.settings import GenerateSettings
-from lyra_ns.generation.video_frames import SUFFIXES as VIDEO_SUFFIXES
-from lyra_ns.generation.video_frames import read_frames
+
+MULTIPLE = 16
+"""Pixels of a latent cell times those that decoders join: sides of clips are multiples of this."""
+AREA_TOLERANCE = 1 / 8
+"""Share by which the pixels of a clip may be more or fewer than usual: so much memory and time."""
+LONGEST_ASPECT = 2.4
+"""Clips are at most so many times as long as their other side (cinema): decoders know no longer ones."""
+
+
+def size_of_aspect(aspect: float, area: float, multiple: int = MULTIPLE) -> tuple[int, int]:
+    """(height, width) in multiples of `multiple` whose width is about `aspect` times its height.
+
+    Of all sizes with `area` pixels, give or take AREA_TOLERANCE, the one closest in aspect, and of several
+    the one closest in area; where none is so close in area, the closest in area. ValueError unless both are
+    above 0.
+    """
+    if not (0 < aspect < math.inf and 0 < area < math.inf):
+        raise ValueError(f"expected an aspect and an area above 0, found {aspect:g} and {area:g}")
+    num_cells = area / multiple**2
+
+    def off(rows: int, columns: int) -> tuple[float, float, float]:
+        in_area = abs(rows * columns / num_cells - 1)
+        in_aspect = abs(math.log(columns / rows / aspect))
+        beyond = max(in_area - AREA_TOLERANCE, 0.0)
+        # Rounded, or the same aspect of two sizes would differ in its last digits.
+        return round(beyond, 9), round(in_aspect, 9), in_area
+
+    longest = math.ceil(num_cells * (1 + AREA_TOLERANCE))
+    sizes = ((rows, columns) for rows in range(1, longest + 1) for columns in _widths(rows, num_cells))
+    rows, columns = min(sizes, key=lambda size: off(*size))
+    return rows * multiple, columns * multiple
+
+
+def _widths(rows: int, num_cells: float) -> range:
+    """Numbers of columns that bring so many rows into the tolerated area, and the closest ones beside it."""
+    fewest = math.floor(num_cells * (1 - AREA_TOLERANCE) / rows)
+    return range(max(1, fewest), math.ceil(num_cells * (1 + AREA_TOLERANCE) / rows) + 1)
+
+
+@dataclass(frozen=True)
+class ClipSizes:
+    """The sizes that clips may have, before it is known of what picture they are made."""
+
+    usual: VideoSize
+    """Size for which a decoder was trained, or that was asked for."""
+    keeps_aspect: bool = False
+    """Whether clips take the aspect of their picture, or all have the usual size."""
+
+    def of_picture(self, height: int, width: int) -> VideoSize:
+        """The size of the clips of a picture."""
+        if not self.keeps_aspect:
+            return self.usual
+        aspect = min(max(width / height, 1 / LONGEST_ASPECT), LONGEST_ASPECT)
+        rows, columns = size_of_aspect(aspect, self.usual.height * self.usual.width)
+        return replace(self.usual, height=rows, width=columns)
+
 
 InputKind = Literal["image", "video", "vipe", "latents", "prompt"]
-FINER = 2
-"""Small clips are warped from a picture of so many times their size, so that splatting does not blur them."""
-FINER_UP_TO = 512
-"""Longest side of clips, in pixels, that this is done for."""
 MUCH_LOST = 0.25
 """Share of a picture that is cut away from which on it is said how to keep it."""
 
@@ -80,14 +132,14 @@ def kind_of(path: Path) -> InputKind:
     if path.is_dir():
         is_vipe = any((path / "pose").glob("*.npz")) and not (path / "latent").is_dir()
         return "vipe" if is_vipe else "latents"
-    if suffix in image_files.SUFFIXES:
+    if suffix in images.SUFFIXES:
         return "image"
     if suffix in VIDEO_SUFFIXES:
         return "video"
     if suffix == ".tar":
         return "latents"
     raise ValueError(
-        f"input {path} must be an image ({', '.join(image_files.SUFFIXES)}), a video "
+        f"input {path} must be an image ({', '.join(images.SUFFIXES)}), a video "
         f"({', '.join(VIDEO_SUFFIXES)}), ViPE's output folder or latents in the official layout, found "
         f"{suffix or 'no ending'}: convert it"
     )
@@ -161,13 +213,6 @@ def _fitted(
         intrinsics = crop_and_resize_intrinsics(intrinsics, given, target)
     notes = (*notes, fitting_note(given, target, sizes))
     return SourceFrames(name, kind, resize_rgb(rgb, *target), intrinsics, origin, given, size, notes)
-
-
-def finer_size(given: tuple[int, int], size: VideoSize) -> tuple[int, int]:
-    """Height and width at which a picture is kept: the clip's, or twice that for small clips of large."""
-    has_enough = given[0] >= FINER * size.height and given[1] >= FINER * size.width
-    times = FINER if has_enough and max(size.height, size.width) <= FINER_UP_TO else 1
-    return times * size.height, times * size.width
 
 
 def fitting_note(given: tuple[int, int], target: tuple[int, int], sizes: ClipSizes) -> str:

@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lyra_ns.cameras import CameraPath, stack_cameras
-from lyra_ns.evaluation.metrics import psnr
+from lyra_ns.metrics import psnr
 from lyra_ns.reconstruction import Reconstructor
 from lyra_ns.rendering import RenderSettings, render
 

@@ -17,16 +17,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from lyra_ns.cameras import CameraPath, relative_to, stack_cameras
-from lyra_ns.data.files import write_whole
-from lyra_ns.data.manifest import Manifest, write_manifest
-from lyra_ns.data.writer import write_clip
-from lyra_ns.evaluation.pictures import contact_sheet, save_picture
+from lyra_ns.data.atomic import write_whole
+from lyra_ns.data.store import Manifest, write_clip, write_manifest
 from lyra_ns.export.html import centre_depth, save_html
 from lyra_ns.export.ply import save_ply
 from lyra_ns.export.video import save_video, turntable_path
 from lyra_ns.gaussians import Gaussians
 from lyra_ns.generation.decoder_input import DecoderInput
 from lyra_ns.generation.length_unit import farthest_frames
+from lyra_ns.pictures import contact_sheet, save_picture
 from lyra_ns.rendering import Rendered, RenderSettings, render
 
 LOOP_FRAMES = 72

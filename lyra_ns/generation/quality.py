@@ -10,13 +10,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lyra_ns.evaluation.metrics import psnr
-from lyra_ns.generation.known_views import KnownViews
-from lyra_ns.generation.orbit import COVERED_SHARE, DEGREES_TRIED, coverage_of_gaussians, covered_degrees
+from lyra_ns.generation.decoder_input import KnownViews
 from lyra_ns.generation.outputs import Instant
-from lyra_ns.generation.scene_plan import ScenePlan
-from lyra_ns.perceptual import SMALLEST_SIDE, load_lpips
-from lyra_ns.refinement import RefinementViews
+from lyra_ns.generation.plan import (
+    COVERED_SHARE,
+    DEGREES_TRIED,
+    ScenePlan,
+    coverage_of_gaussians,
+    covered_degrees,
+)
+from lyra_ns.metrics import psnr
+from lyra_ns.ops.lpips import SMALLEST_SIDE, load_lpips
+from lyra_ns.refinement.views import RefinementViews
 from lyra_ns.rendering import RenderSettings, render
 
 FLAT_SPREAD = 1.35

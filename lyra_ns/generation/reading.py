@@ -14,24 +14,22 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from lyra_ns.data.files import write_whole
+from lyra_ns.camera_paths import TRAJECTORIES
+from lyra_ns.data.atomic import no_new_empty_folders, write_whole
+from lyra_ns.data.images import FINER, finer_size
 from lyra_ns.data.open import chosen_trajectories, open_scene, read_inputs
-from lyra_ns.generation.clip_sizes import ClipSizes
 from lyra_ns.generation.decoder_input import DecoderInput
+from lyra_ns.generation.folder import unfinished_folder
 from lyra_ns.generation.inputs import (
-    FINER,
+    ClipSizes,
     InputKind,
     SourceFrames,
-    finer_size,
     image_input,
     read_image_input,
     read_video_input,
     read_vipe_input,
 )
-from lyra_ns.generation.new_folders import no_new_empty_folders
-from lyra_ns.generation.output_folder import unfinished_folder
 from lyra_ns.generation.settings import GenerateSettings
-from lyra_ns.trajectories import TRAJECTORIES
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +83,7 @@ def stored_input(settings: GenerateSettings) -> DecoderInput:
 
 
 def _made_from_prompt(settings: GenerateSettings, sizes: ClipSizes, device: torch.device) -> SourceFrames:
-    from lyra_ns.generation.text.to_image import load_text_to_image
+    from lyra_ns.text.to_image import load_text_to_image
 
     assert settings.prompt is not None
     size = sizes.usual

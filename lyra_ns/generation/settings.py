@@ -1,4 +1,4 @@
-"""What `ns-lyra generate` and `lyra_ns.generation.generate.generate` are told; imports nothing heavy."""
+"""What `ns-lyra generate` and `lyra_ns.generation.run.generate` are told; imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-
+"""The model as nerfstudio trains, shows and stores it."""

@@ -1,35 +1,283 @@
 """LyraDataManager: batches over many scenes for training, one active scene for everything that is shown.
 
-What nerfstudio asks of it: docs/reference/nerfstudio.md, "Data manager and pipeline".
+What nerfstudio asks of it: docs/reference/nerfstudio.md, "Data manager and pipeline". Training batches are
+streamed from disk by workers, or gathered from scenes in memory; either way batch number i of a rank depends
+on (seed, rank, i) only, and the next one is on its way to the device while the present one is trained on.
+Frames of clips are a nerfstudio data set without image files: they come out of the videos. Views of several
+scenes are held out to measure on, for ns-eval and the evaluation during training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.configs.dataparser_configs import AnnotatedDataParserUnion
 from nerfstudio.data.datamanagers.base_datamanager import DataManager, VanillaDataManager
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanagerConfig
+from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from lyra_ns.data.gathering import PendingBatch
-from lyra_ns.data.plans import SamplingConfig
+from lyra_ns.data.batch import PendingBatch, gather
+from lyra_ns.data.scenes import LoadedScene
+from lyra_ns.data.types import Clip
+from lyra_ns.data.view_sampling import (
+    ALL_RANKS,
+    SamplingConfig,
+    batch_generator,
+    draw_num_trajectories,
+    draw_plans,
+    scene_order,
+)
 from lyra_ns.dataparsers.lyra import LyraDataParser, LyraDataParserConfig
-from lyra_ns.plugin.batches import Batches, BatchSettings, CachedBatches, StreamedBatches
-from lyra_ns.plugin.dataset import ClipDataset
 from lyra_ns.plugin.errors import MISSING_DATA, DataError, reading_data
-from lyra_ns.plugin.held_out import HeldOutViews
-from lyra_ns.plugin.prefetch import PrefetchedBatches
-from lyra_ns.plugin.scene_loading import load_scenes
-from lyra_ns.plugin.scenes import SceneLibrary
+from lyra_ns.plugin.scenes import SceneLibrary, load_scenes
+from lyra_ns.plugin.views import SceneViews, View
+
+if TYPE_CHECKING:
+    from lyra_ns.data.store import LyraStore
+
+
+class HeldOutViews:
+    """Pairs of camera and truth over scenes, scene by scene, so that each is decoded once.
+
+    The camera's metadata names the scene, and the model shows that one.
+    """
+
+    def __init__(
+        self,
+        views_by_scene: dict[str, SceneViews],
+        outputs_of: Callable[[SceneViews], DataparserOutputs],
+        device: torch.device | str,
+    ) -> None:
+        """Take views of each scene; `outputs_of` gives nerfstudio's cameras for them."""
+        self._views = views_by_scene
+        self._places = [
+            (scene, row) for scene, views in views_by_scene.items() for row in range(len(views.views))
+        ]
+        self._device = device
+        self._dataset = lru_cache(maxsize=1)(
+            lambda scene: ClipDataset(outputs_of(views_by_scene[scene]), views_by_scene[scene].views)
+        )
+        # nerfstudio averages what the first image reports, so depth counts only if every scene has it.
+        clips = [view.clip for views in views_by_scene.values() for view in views.views]
+        self._has_depth = all(clip.has("depth") for clip in dict.fromkeys(clips))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> tuple[Cameras, dict[str, Any]]:
+        """Camera [1] and truth number `index`."""
+        scene, row = self._places[index]
+        dataset = self._dataset(scene)
+        camera = dataset.cameras[row : row + 1].to(self._device)
+        camera.metadata = {"scene": scene}
+        truth = dataset[row]
+        if not self._has_depth:
+            truth.pop("depth_image", None)
+        return camera, truth
+
+    def __iter__(self) -> Iterator[tuple[Cameras, dict[str, Any]]]:
+        return (self[index] for index in range(len(self)))
+
+
+class ClipDataset(InputDataset):
+    """The views of one scene: `image` [H, W, 3] and, if all clips have depth, `depth_image` [H, W, 1]."""
+
+    CLIPS_KEPT = 2
+    """Decoded clips in memory; views are asked for in order, so few are enough."""
+
+    def __init__(self, dataparser_outputs: DataparserOutputs, views: list[View]) -> None:
+        """Take cameras and names from `dataparser_outputs`, one for each of `views`."""
+        super().__init__(dataparser_outputs)
+        assert len(views) == len(dataparser_outputs.image_filenames)
+        self.views = views
+        self.has_depth = all(view.clip.has("depth") for view in views)
+        self._decoded: OrderedDict[tuple[int, str], Tensor] = OrderedDict()
+
+    def get_numpy_image(self, image_idx: int) -> npt.NDArray[np.uint8]:
+        """The frame as [H, W, 3] bytes."""
+        view = self.views[image_idx]
+        frames = self._read(view.clip, "rgb")
+        return np.ascontiguousarray(frames[view.frame].permute(1, 2, 0).numpy())
+
+    def get_metadata(self, data: dict[str, Any]) -> dict[str, Any]:
+        """The z-depth of the view, 0 where unknown."""
+        if not self.has_depth:
+            return {}
+        view = self.views[data["image_idx"]]
+        return {"depth_image": self._read(view.clip, "depth")[view.frame, ..., None].float()}
+
+    def _read(self, clip: Clip, what: str) -> Tensor:
+        key = (id(clip), what)
+        if key not in self._decoded:
+            self._decoded[key] = clip.rgb() if what == "rgb" else torch.as_tensor(clip.depth())
+            while len(self._decoded) > 2 * self.CLIPS_KEPT:
+                self._decoded.popitem(last=False)
+        return self._decoded[key]
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """What both kinds of batches need to know."""
+
+    batch_size: int
+    """Scenes per batch."""
+    seed: int
+    """Seed of everything random."""
+    rank: int
+    """Number of this process."""
+    world_size: int
+    """Number of processes; each has its own scenes."""
+    device: torch.device | str
+    """Where batches go."""
+
+
+class Batches(Protocol):
+    """A source of batches."""
+
+    def batch(self, index: int, sampling: SamplingConfig) -> PendingBatch:
+        """Batch number `index`, on the device."""
+        ...
+
+
+class StreamedBatches:
+    """Read from disk by worker processes, which run ahead of the training."""
+
+    def __init__(self, store: LyraStore, names: list[str], settings: BatchSettings, num_workers: int) -> None:
+        self._store, self._names, self._settings = store, names, settings
+        self._num_workers = num_workers
+        self._iterator: Iterator[PendingBatch] | None = None
+        self._expected: tuple[int, SamplingConfig] | None = None
+
+    def batch(self, index: int, sampling: SamplingConfig) -> PendingBatch:
+        """Batch number `index`; the workers start anew when it does not follow the one before."""
+        if self._iterator is None or self._expected != (index, sampling):
+            self._iterator = iter(self._loader(index, sampling))
+        with reading_data():
+            pending = next(self._iterator)
+        self._expected = (index + 1, sampling)
+        return pending.to(self._settings.device)
+
+    def _loader(self, first_batch: int, sampling: SamplingConfig) -> DataLoader:
+        from lyra_ns.data.stream import TrainingStream
+
+        settings = self._settings
+        with reading_data():
+            stream = TrainingStream(
+                self._store,
+                self._names,
+                sampling,
+                batch_size=settings.batch_size,
+                seed=settings.seed,
+                rank=settings.rank,
+                world_size=settings.world_size,
+                first_batch=first_batch,
+            )
+        return DataLoader(stream, batch_size=None, num_workers=self._num_workers)
+
+
+class CachedBatches:
+    """Gathered from scenes that were decoded once and stay in memory: nothing but indexing."""
+
+    def __init__(self, scenes: list[LoadedScene], settings: BatchSettings) -> None:
+        self._scenes, self._settings = scenes, settings
+
+    def batch(self, index: int, sampling: SamplingConfig) -> PendingBatch:
+        """Batch number `index`."""
+        settings = self._settings
+        scenes = [self._scene(index * settings.batch_size + place) for place in range(settings.batch_size)]
+        shared = batch_generator(settings.seed, index, ALL_RANKS)
+        num_trajectories = draw_num_trajectories(scenes, sampling, shared)
+        generator = batch_generator(settings.seed, index, settings.rank)
+        with reading_data():
+            plans = draw_plans(scenes, sampling, generator, num_trajectories)
+            return gather(scenes, plans, sampling).to(settings.device)
+
+    def _scene(self, position: int) -> LoadedScene:
+        """Scene number `position` of an endless series of shuffled passes."""
+        order = scene_order(position, len(self._scenes), self._settings.seed, self._settings.rank)
+        return self._scenes[order[0]]
+
+
+class PrefetchedBatches:
+    """Batches of another source, each read and moved while the one before it is in use.
+
+    One thread reads, copies into pinned memory and starts the copy to the device on a stream of its own, so
+    neither the host nor the device waits. Batch for batch the same as those of the source: one that was read
+    ahead but is not asked for is thrown away.
+    """
+
+    def __init__(self, source: Batches, device: torch.device | str) -> None:
+        """Take a source whose batches lie in main memory."""
+        self._source, self._device = source, torch.device(device)
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lyra-prefetch")
+        self._ahead: tuple[tuple[int, SamplingConfig], Future[PendingBatch]] | None = None
+        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+
+    def batch(self, index: int, sampling: SamplingConfig) -> PendingBatch:
+        """Batch number `index`, on the device; errors of reading it are raised here."""
+        wanted, ahead = (index, sampling), self._ahead
+        self._ahead = None
+        future = ahead[1] if ahead is not None and ahead[0] == wanted else self._start(wanted)
+        pending = future.result()
+        following = (index + 1, sampling)
+        self._ahead = (following, self._start(following))
+        if self._stream is None:
+            return pending
+        # Its memory belongs to the copying stream, which must not reuse it before this one is done with it.
+        stream = torch.cuda.current_stream(self._device)
+        return map_tensors(pending, lambda tensor: _used_on(tensor, stream))
+
+    def _start(self, wanted: tuple[int, SamplingConfig]) -> Future[PendingBatch]:
+        return self._reader.submit(self._fetch, *wanted)
+
+    def _fetch(self, index: int, sampling: SamplingConfig) -> PendingBatch:
+        """The batch, arrived on the device: waiting for that is all that this thread has to do."""
+        pending = self._source.batch(index, sampling)
+        if self._stream is None:
+            return pending.to(self._device)
+        pinned = map_tensors(pending, lambda tensor: tensor.contiguous().pin_memory())
+        with torch.cuda.stream(self._stream):
+            moved = map_tensors(pinned, lambda tensor: tensor.to(self._device, non_blocking=True))
+        self._stream.synchronize()
+        return moved
+
+
+def _used_on(tensor: Tensor, stream: torch.cuda.Stream) -> Tensor:
+    tensor.record_stream(stream)
+    return tensor
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """`value` with every tensor inside its dataclasses, dictionaries, lists and tuples mapped."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        found = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+        mapped = {name: map_tensors(part, function) for name, part in found.items()}
+        changed = {name: part for name, part in mapped.items() if part is not found[name]}
+        return replace(value, **changed) if changed else value
+    if isinstance(value, dict):
+        return {key: map_tensors(part, function) for key, part in value.items()}
+    if isinstance(value, list):
+        return [map_tensors(part, function) for part in value]
+    if type(value) is tuple:
+        return tuple(map_tensors(part, function) for part in value)
+    return value
+
 
 EVALUATION_SEED_SHIFT = 1_000_003
 """Batches of held-out scenes are drawn under another seed than those of training."""

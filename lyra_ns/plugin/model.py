@@ -1,44 +1,234 @@
 """LyraModel: nerfstudio's view of the decoder. Gaussians are predicted from latents, never optimised.
 
-What nerfstudio asks of it: docs/reference/nerfstudio.md, "The exporter's contract" and "The viewer".
+What nerfstudio asks of it: docs/reference/nerfstudio.md, "The exporter's contract" and "The viewer". Below
+it: our Gaussians in the spaces that viewer and exporter read, what they and the evaluation get for one
+camera, metrics and pictures of one evaluation image, and losses and metrics of one training batch.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.scene_box import OrientedBox
-from nerfstudio.engine.callbacks import (
-    TrainingCallback,
-    TrainingCallbackAttributes,
-    TrainingCallbackLocation,
-)
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.models.splatfacto import SplatfactoModel
+from nerfstudio.utils import colormaps
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor, nn
 
+from lyra_ns.cameras import NERFSTUDIO_WORLD_FROM_OPENCV_WORLD, RayGrid
 from lyra_ns.codec import VideoLatentSpec
-from lyra_ns.conditioning import Conditioning
-from lyra_ns.data.gathering import PendingBatch
+from lyra_ns.data.batch import PendingBatch
 from lyra_ns.data.types import SceneBatch
-from lyra_ns.decoder import LatentGaussianDecoder
-from lyra_ns.decoder_graphs import GraphedDecoder
+from lyra_ns.decoder.conditioning import Conditioning
+from lyra_ns.decoder.cuda_graphs import GraphedDecoder
+from lyra_ns.decoder.model import LatentGaussianDecoder
 from lyra_ns.gaussians import Gaussians, prune
-from lyra_ns.plugin.averaging import averaged_copy, decay_at, fitting_state, update_average
-from lyra_ns.plugin.camera_outputs import cropped, outputs_of_camera, with_background
+from lyra_ns.losses import LossConfig, reconstruction_losses, warm_start_loss
+from lyra_ns.metrics import psnr, relative_depth_error, ssim
+from lyra_ns.ops.lpips import SMALLEST_SIDE, PerceptualDistance
+from lyra_ns.plugin.components import (
+    FrozenParts,
+    averaged_copy,
+    decay_at,
+    fitting_state,
+    load_initial_weights,
+    refuse_other_network,
+    update_average,
+)
 from lyra_ns.plugin.errors import DataError, reading_data
-from lyra_ns.plugin.frozen import FrozenParts
-from lyra_ns.plugin.gauss_params import SH_C0, nothing_to_show, splatfacto_params, without_invalid
-from lyra_ns.plugin.image_metrics import image_metrics, image_pictures
-from lyra_ns.plugin.initial_weights import load_initial_weights, refuse_other_network
 from lyra_ns.plugin.model_config import LyraModelConfig
-from lyra_ns.plugin.scene_cache import SceneCache, SceneRequest
-from lyra_ns.plugin.scenes import SceneLibrary
-from lyra_ns.plugin.training_step import BatchOutputs, check_targets, loss_terms, metrics_of_batch
+from lyra_ns.plugin.scenes import SceneCache, SceneLibrary, SceneRequest
 from lyra_ns.plugin.viewer_panel import ViewerPanel
-from lyra_ns.rendering import render
+from lyra_ns.plugin.views import camera_path_of
+from lyra_ns.rendering import RenderSettings, render
+from lyra_ns.rendering.types import Rendered
+
+SH_C0 = 0.28209479177387814
+"""Value of the constant spherical harmonic."""
+SMALLEST_SCALE = 1e-8
+"""Scales are kept above it before their logarithm is taken."""
+OPACITY_MARGIN = 1e-6
+"""Opacities are kept this far from 0 and 1 before their logit is taken."""
+
+
+def without_invalid(gaussians: Gaussians) -> Gaussians:
+    """The Gaussians [G] without those that hold a NaN or an infinity.
+
+    One of them would make ns-export drop the whole scene.
+    """
+    fields = [gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities[:, None], gaussians.rgb]
+    valid = torch.cat(fields, -1).isfinite().all(-1)
+    return gaussians if bool(valid.all()) else gaussians.select(valid.nonzero()[:, 0])
+
+
+def nothing_to_show(device: torch.device) -> Gaussians:
+    """One invisible Gaussian, for where there is no scene: neither renderer nor viewer takes an empty set."""
+    zeros = torch.zeros(1, 3, device=device)
+    quats = torch.tensor([[1.0, 0.0, 0.0, 0.0]], device=device)
+    return Gaussians(zeros, quats, zeros + SMALLEST_SCALE, zeros[:, 0], zeros)
+
+
+def splatfacto_params(gaussians: Gaussians) -> dict[str, Float[Tensor, "G ..."]]:
+    """means, scales (log), quats, features_dc (SH), features_rest and opacities (logit) in the z-up world."""
+    world = torch.tensor(NERFSTUDIO_WORLD_FROM_OPENCV_WORLD)
+    placed = gaussians.transform(world)
+    opacities = placed.opacities.clamp(OPACITY_MARGIN, 1.0 - OPACITY_MARGIN)
+    return {
+        "means": placed.means,
+        "scales": placed.scales.clamp(min=SMALLEST_SCALE).log(),
+        "quats": placed.quats,
+        "features_dc": (placed.rgb - 0.5) / SH_C0,
+        "features_rest": placed.rgb.new_zeros(placed.num, 0, 3),
+        "opacities": opacities.logit()[:, None],
+    }
+
+
+def with_background(settings: RenderSettings, background: Float[Tensor, "3"] | None) -> RenderSettings:
+    """The settings with another background, or as they are."""
+    if background is None:
+        return settings
+    return replace(settings, background=tuple(background.tolist()))
+
+
+def outputs_of_camera(
+    gaussians: Gaussians, camera: Cameras, settings: RenderSettings
+) -> dict[str, Float[Tensor, "H W C"]]:
+    """rgb, depth (z), accumulation and background of one camera."""
+    rendered = render(gaussians, camera_path_of(camera), settings)
+    alpha = rendered.alpha[0, ..., None]
+    depth = rendered.depth[0, ..., None]
+    return {
+        "rgb": rendered.rgb[0].clamp(0.0, 1.0),
+        # Where nothing is seen the viewer wants the far end, not something before the camera.
+        "depth": torch.where(alpha > 0, depth, depth.max()),
+        "accumulation": alpha,
+        "background": alpha.new_tensor(settings.background).expand(*alpha.shape[:2], 3),
+    }
+
+
+def cropped(gaussians: Gaussians, box: OrientedBox | None) -> Gaussians:
+    """The Gaussians [G] inside a box of the z-up world, at least one; all without a box."""
+    if box is None:
+        return gaussians
+    inside = box.within(splatfacto_params(gaussians)["means"]).reshape(-1)
+    index = inside.nonzero()[:, 0]
+    return gaussians.select(index if len(index) else index.new_zeros(1))
+
+
+@torch.no_grad()
+def image_metrics(
+    rgb: Float[Tensor, "H W 3"],
+    true_rgb: Float[Tensor, "H W 3"],
+    depth: Float[Tensor, "H W 1"],
+    true_depth: Float[Tensor, "H W 1"] | None,
+    perceptual: PerceptualDistance | None,
+) -> dict[str, float]:
+    """psnr, ssim, lpips (with a perceptual distance) and depth_error (where the true depth is known)."""
+    image, truth = rgb.movedim(-1, 0)[None], true_rgb.movedim(-1, 0)[None]
+    metrics = {"psnr": psnr(rgb[None], true_rgb[None]), "ssim": ssim(rgb[None], true_rgb[None])}
+    if perceptual is not None and min(rgb.shape[:2]) >= SMALLEST_SIDE:
+        metrics["lpips"] = perceptual(image, truth)
+    if true_depth is not None:
+        metrics["depth_error"] = relative_depth_error(depth[None, ..., 0], true_depth[None, ..., 0])
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def image_pictures(
+    outputs: dict[str, Tensor], true_rgb: Float[Tensor, "H W 3"], true_depth: Float[Tensor, "H W 1"] | None
+) -> dict[str, Float[Tensor, "H W2 3"]]:
+    """img, truth beside prediction, and depth, by `depth_picture`."""
+    return {
+        "img": torch.cat([true_rgb, outputs["rgb"]], 1),
+        "depth": depth_picture(outputs["depth"], true_depth, outputs["accumulation"]),
+    }
+
+
+def depth_picture(
+    depth: Float[Tensor, "H W 1"],
+    true_depth: Float[Tensor, "H W 1"] | None,
+    accumulation: Float[Tensor, "H W 1"],
+) -> Float[Tensor, "H W2 3"]:
+    """Depth in colour; beside the true one, on the same range, where it is known."""
+    if true_depth is None:
+        return colormaps.apply_depth_colormap(depth, accumulation=accumulation)
+    known = true_depth[true_depth > 0]
+    near, far = (float(known.min()), float(known.max())) if len(known) else (None, None)
+    pictures = [
+        colormaps.apply_depth_colormap(true_depth, near_plane=near, far_plane=far),
+        colormaps.apply_depth_colormap(depth, accumulation=accumulation, near_plane=near, far_plane=far),
+    ]
+    return torch.cat(pictures, 1)
+
+
+@dataclass(frozen=True)
+class BatchOutputs:
+    """What the model computed for a batch."""
+
+    gaussians: Gaussians
+    """All Gaussians [B, G]."""
+    kept: Gaussians
+    """Those that pruning left."""
+    rays: RayGrid
+    """The ray of each Gaussian, [B, V, L, h, w]."""
+    rendered: Rendered | None
+    """Images of the target cameras; None in the warm start, which renders nothing."""
+
+
+def loss_terms(
+    outputs: BatchOutputs, batch: SceneBatch, config: LossConfig, perceptual: PerceptualDistance | None
+) -> dict[str, Tensor]:
+    """Weighted terms of the loss by name; their sum is the loss."""
+    if outputs.rendered is None:
+        return {"warm_start": _attribute_loss(outputs, batch, config)}
+    penalised = outputs.kept if config.penalises_pruned_opacities else outputs.gaussians
+    terms = reconstruction_losses(
+        outputs.rendered, batch.target_rgb, batch.target_depth, penalised.opacities, config, perceptual
+    )
+    if config.attributes and batch.input_depth is not None:
+        terms["attributes"] = config.attributes * _attribute_loss(outputs, batch, config)
+    return terms
+
+
+def _attribute_loss(outputs: BatchOutputs, batch: SceneBatch, config: LossConfig) -> Tensor:
+    assert batch.input_depth is not None
+    assert batch.input_rgb is not None
+    return warm_start_loss(
+        outputs.gaussians, outputs.rays, batch.input_depth, batch.input_rgb, batch.cameras, config
+    )
+
+
+@torch.no_grad()
+def metrics_of_batch(outputs: BatchOutputs, batch: SceneBatch) -> dict[str, Tensor]:
+    """Mean PSNR of the batch, and counts of the Gaussians."""
+    opacities = outputs.gaussians.opacities
+    metrics = {
+        "gaussian_count": torch.tensor(float(outputs.kept.num)),
+        "mean_opacity": opacities.mean(),
+        "num_trajectories": torch.tensor(float(len(batch.trajectories[0]))),
+    }
+    if outputs.rendered is not None:
+        error = (outputs.rendered.rgb.clamp(0.0, 1.0) - batch.target_rgb).square()
+        metrics["psnr"] = -10.0 * error.mean((-3, -2, -1)).clamp(min=1e-10).log10().mean()
+    return metrics
+
+
+def check_targets(batch: SceneBatch, config: LossConfig, uses_attributes: bool) -> None:
+    """DataError if the data lacks what a loss term needs, before the first step."""
+    if config.depth and batch.target_depth is None:
+        raise DataError(
+            f"scene {batch.names[0]} has no depth, which the depth loss needs: "
+            "add depth files, or switch it off with --pipeline.model.loss.depth 0"
+        )
+    if uses_attributes and (batch.input_depth is None or batch.input_rgb is None):
+        raise DataError(
+            f"scene {batch.names[0]} has no depth or no frames, which the attribute loss needs: "
+            "add them, or set --pipeline.model.warm-start-steps 0 --pipeline.model.loss.attributes 0"
+        )
 
 
 class LyraModel(SplatfactoModel):

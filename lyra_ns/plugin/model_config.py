@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from nerfstudio.models.base_model import Model, ModelConfig
 
-from lyra_ns.decoder_config import DecoderConfig
+from lyra_ns.decoder.config import DecoderConfig
 from lyra_ns.losses import LossConfig
 from lyra_ns.rendering.types import RenderSettings
 

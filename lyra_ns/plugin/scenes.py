@@ -1,11 +1,19 @@
 """The scenes of a data set as the glue sees them: which are held out or shown, what the decoder reads.
 
+Whole scenes come into memory decoded by as many processes as there are cores (threads are no help: the loops
+over frames and scan lines hold Python's lock for most of the time). The Gaussians of recently shown scenes
+are kept, so that a viewer frame does not run the decoder again.
+
 Shape letters: V trajectories, L frames, C T h w latent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import pickle
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,10 +21,16 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
+from nerfstudio.utils.rich_utils import CONSOLE
+from rich.progress import track
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from lyra_ns.cameras import CameraPath, invert_rigid, stack_cameras
+from lyra_ns.data.scenes import LoadedScene, load_scene
 from lyra_ns.data.types import Clip, Scene
+from lyra_ns.data.view_sampling import SamplingConfig
+from lyra_ns.gaussians import Gaussians
 from lyra_ns.plugin.errors import MISSING_DATA, DataError, reading_data
 from lyra_ns.plugin.views import SceneViews, listed_trajectories, views_of
 
@@ -24,6 +38,76 @@ if TYPE_CHECKING:
     from lyra_ns.data.pose_order import FlippedPoseOrder
     from lyra_ns.data.splits import SceneSplit
     from lyra_ns.data.store import LyraStore
+
+FEW_SCENES = 16
+"""So many scenes are read before another process has started."""
+
+
+class _Scenes(Dataset[bytes]):
+    """Scenes by position, pickled; in place of one that cannot be read, the sentence that says so.
+
+    Pickled, because tensors would go through shared memory and hold a file of it open each, for good.
+    """
+
+    def __init__(self, store: LyraStore, names: list[str], sampling: SamplingConfig) -> None:
+        self._store, self._names, self._sampling = store, names, sampling
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, position: int) -> bytes:
+        return pickle.dumps(self.load(position), pickle.HIGHEST_PROTOCOL)
+
+    def load(self, position: int) -> LoadedScene | str:
+        """The scene itself, or the sentence."""
+        store, name, sampling = self._store, self._names[position], self._sampling
+        try:
+            return load_scene(
+                store.scene(name),
+                store.novel_clips(name) if sampling.include_novel_paths else None,
+                with_rgb=sampling.target_frames == "rgb" or sampling.include_novel_paths or store.is_dynamic,
+                with_depth=sampling.with_depth or sampling.warm_start,
+                latent_dtype=torch.float16,
+                spec=store.spec,
+            )
+        except (ValueError, OSError) as error:
+            return f"scene {name} is left out: {error}"
+
+
+def load_scenes(
+    store: LyraStore, names: list[str], sampling: SamplingConfig, device: torch.device | str
+) -> list[LoadedScene]:
+    """All scenes in memory, latents in half precision; one that cannot be read is named and left out.
+
+    DataError if none can be read.
+    """
+    scenes, problems = [], []
+    loading = _loaded(_Scenes(store, names, sampling), loading_processes(len(names)))
+    for found in track(loading, "Loading scenes", total=len(names), transient=True):
+        if isinstance(found, str):
+            problems.append(found)
+            CONSOLE.log(f"lyra: {found}")
+        else:
+            scenes.append(found.to(device))
+    if not scenes:
+        raise DataError(
+            f"none of the {len(names)} training scenes can be read; the first problem: {problems[0]}"
+        )
+    return scenes
+
+
+def loading_processes(num_scenes: int) -> int:
+    """Processes to start: one per core if there are many scenes; 0 for none."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if num_scenes < FEW_SCENES or cores < 2 else min(cores, num_scenes // 4)
+
+
+def _loaded(scenes: _Scenes, num_processes: int) -> Iterator[LoadedScene | str]:
+    """The scenes in their order."""
+    if num_processes == 0:
+        return map(scenes.load, range(len(scenes)))
+    return map(pickle.loads, DataLoader(scenes, batch_size=None, num_workers=num_processes))
+
 
 MOST_FRAMES_SHOWN = 33
 """Frames of one trajectory that the viewer shows; of longer clips every second, third, ... is taken."""
@@ -136,3 +220,63 @@ def _chosen(names: list[str], wanted: str) -> str:
     raise ValueError(
         f"there is no scene {wanted!r}: give one of {listed} or a position from 0 to {len(names) - 1}"
     )
+
+
+@dataclass(frozen=True)
+class SceneRequest:
+    """Which Gaussians are wanted."""
+
+    scene: str
+    """Name of the scene."""
+    trajectories: tuple[int, ...]
+    """Ids of the input trajectories in the order in which the decoder reads them."""
+    target_time: float | None = None
+    """Moment shown, 0 to 1 (dynamic scenes only)."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    gaussians: Gaussians
+    version: int
+    finished: float
+    seconds: float
+
+
+class SceneCache:
+    """Least-recently-used Gaussians, each valid for one version of the decoder's weights."""
+
+    STALE_FACTOR = 10.0
+    """A stale entry may be shown for this many times the seconds that a new one costs."""
+
+    def __init__(self, decode: Callable[[SceneRequest], Gaussians], capacity: int = 4) -> None:
+        self._decode = decode
+        self._capacity = capacity
+        self._entries: OrderedDict[SceneRequest, _Entry] = OrderedDict()
+
+    def get(self, request: SceneRequest, version: int, may_be_stale: bool = False) -> Gaussians:
+        """The Gaussians of `request` under weights `version`.
+
+        With `may_be_stale` (viewer frames while training goes on) those of an earlier version do for a
+        while, so that an open browser slows training down by a tenth and not by half.
+        """
+        entry = self._entries.get(request)
+        if entry is None or not self._is_usable(entry, version, may_be_stale):
+            started = time.monotonic()
+            gaussians = self._decode(request)
+            finished = time.monotonic()
+            entry = _Entry(gaussians, version, finished, finished - started)
+        # The viewer may interrupt at any line: the entry is complete before it is stored.
+        self._entries[request] = entry
+        self._entries.move_to_end(request)
+        while len(self._entries) > self._capacity:
+            self._entries.popitem(last=False)
+        return entry.gaussians
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries = OrderedDict()
+
+    def _is_usable(self, entry: _Entry, version: int, may_be_stale: bool) -> bool:
+        if entry.version == version:
+            return True
+        return may_be_stale and time.monotonic() - entry.finished < self.STALE_FACTOR * entry.seconds

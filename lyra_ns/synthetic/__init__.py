@@ -1,6 +1,6 @@
 """Procedural scenes with exact depth and poses, written in the official layout."""
 
-from lyra_ns.synthetic.raycast import RenderedFrames, SceneRenderer
+from lyra_ns.synthetic.render import RenderedFrames, SceneRenderer
 from lyra_ns.synthetic.scenes import ProceduralScene, make_scene
 from lyra_ns.synthetic.textures import (
     TextureBank,

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page
-from small_network import options_of_network
-from wall_scenes import write_wall_scenes
+
+from tests.helpers.small_network import options_of_network
+from tests.helpers.wall_scenes import write_wall_scenes
 
 pytestmark = [pytest.mark.browser, pytest.mark.end_to_end, pytest.mark.timeout(300)]
 

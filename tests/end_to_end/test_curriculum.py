@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lyra_ns.checkpoints import load_decoder
-from lyra_ns.curriculum.training import newest_checkpoint
+from lyra_ns.curriculum.run import newest_checkpoint
+from lyra_ns.decoder.checkpoints import load_decoder
 from lyra_ns.synthetic import write_sample_data
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
@@ -48,7 +48,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(root: Path, output: Path, stages: str) -> list[str]:
     """`ns-lyra curriculum` on the sample scenes, whichever checkout is installed."""
     return [
-        *(sys.executable, "-m", "lyra_ns.cli", "curriculum", "--scale", "tiny", "--stages", stages),
+        *(sys.executable, "-m", "lyra_ns.cli.main", "curriculum", "--scale", "tiny", "--stages", stages),
         *("--data", str(root / "static"), "--dynamic-data", str(root / "dynamic")),
         *("--output", str(output), "--num-workers", "0", "--device", "cpu"),
     ]

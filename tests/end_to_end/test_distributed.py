@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from wall_scenes import tiny_pipeline_config, write_wall_scenes
+
+from tests.helpers.wall_scenes import tiny_pipeline_config, write_wall_scenes
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(300)]
 
@@ -21,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 sys.path.append(sys.argv[3])
-from wall_scenes import tiny_pipeline_config
+from tests.helpers.wall_scenes import tiny_pipeline_config
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()
@@ -48,8 +49,8 @@ def test_two_processes_share_gradients_but_not_scenes(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    tests = str(Path(__file__).parent.parent)
-    command = [sys.executable, "-W", "ignore", "-c", WORKER, str(walls), str(tmp_path), tests]
+    root = str(Path(__file__).parents[2])
+    command = [sys.executable, "-W", "ignore", "-c", WORKER, str(walls), str(tmp_path), root]
     processes = [
         subprocess.Popen(command, env=shared | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
         for rank in range(2)

@@ -14,8 +14,8 @@ from PIL import Image
 
 from lyra_ns.cameras import relative_to
 from lyra_ns.data.open import open_scene, read_inputs
-from lyra_ns.evaluation.metrics import psnr
 from lyra_ns.export.ply import load_ply
+from lyra_ns.metrics import psnr
 from lyra_ns.rendering import RenderSettings, render
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(300)]
@@ -26,7 +26,7 @@ LEAST_PSNR = 18.0
 
 
 def ns_lyra(*words: object) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "lyra_ns.cli", *map(str, words)]
+    line = [sys.executable, "-m", "lyra_ns.cli.main", *map(str, words)]
     return subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT)
 
 

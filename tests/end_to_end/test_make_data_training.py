@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from small_network import options_of_network
+
+from tests.helpers.small_network import options_of_network
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 
@@ -47,14 +48,14 @@ def test_photographs_become_training_data(photos: Path, tmp_path: Path) -> None:
     """The damaged one is named, the others train."""
     root = tmp_path / "data"
     command = [
-        *(sys.executable, "-m", "lyra_ns.cli", "make-data", photos, "-o", root),
+        *(sys.executable, "-m", "lyra_ns.cli.main", "make-data", photos, "-o", root),
         *("--height", 160, "--width", 256, "--num-frames", 17, "--depth", "plane"),
     ]
     printed = run(*command, expected=1)
     assert "broken.jpg must be" in printed
     assert "18 clips made" in printed
     (photos / "broken.jpg").unlink()
-    printed = run(sys.executable, "-m", "lyra_ns.cli", "check-data", root)
+    printed = run(sys.executable, "-m", "lyra_ns.cli.main", "check-data", root)
     assert "3 scenes, 18 clips" in printed
     assert "all good" in printed
     if not (BIN / "ns-train").exists():
@@ -73,7 +74,7 @@ def test_mistakes_end_with_one_sentence(tmp_path: Path) -> None:
     """No traceback, status 1."""
     (tmp_path / "empty").mkdir()
     printed = run(
-        *(sys.executable, "-m", "lyra_ns.cli", "make-data", tmp_path / "empty", "-o", tmp_path / "out"),
+        *(sys.executable, "-m", "lyra_ns.cli.main", "make-data", tmp_path / "empty", "-o", tmp_path / "out"),
         expected=1,
     )
     assert printed.startswith("ns-lyra: input")

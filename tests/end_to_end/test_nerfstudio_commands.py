@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 from nerfstudio.utils.eval_utils import eval_setup
-from small_network import options_of_network
-from wall_scenes import NOVEL_PATH, write_wall_scenes
 
 from lyra_ns.cameras import NERFSTUDIO_WORLD_FROM_OPENCV_WORLD
 from lyra_ns.export.ply import load_ply
 from lyra_ns.plugin.views import camera_path_of
 from lyra_ns.rendering import render
+from tests.helpers.small_network import options_of_network
+from tests.helpers.wall_scenes import NOVEL_PATH, write_wall_scenes
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 

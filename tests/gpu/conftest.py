@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from lyra_ns.ssd_types import why_no_mamba_ssm
+from lyra_ns.ops.ssd_types import why_no_mamba_ssm
 
 
 @pytest.fixture(scope="session", autouse=True)

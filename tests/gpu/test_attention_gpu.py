@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lyra_ns import attention
-from lyra_ns.attention import AttentionName, choose_attention_backend
-from lyra_ns.kernels.attention import AttentionTiles, attend, suits_overlap
+from lyra_ns.ops import attention
+from lyra_ns.ops.attention import AttentionName, choose_attention_backend
+from lyra_ns.ops.attention_triton import AttentionTiles, attend, suits_overlap
 
 pytestmark = pytest.mark.gpu
 

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from lyra_ns.cameras import CameraPath
-from lyra_ns.codec import cosmos_layers
+from lyra_ns.codec import cosmos_encoder
+from lyra_ns.codec.base import LatentStatistics
 from lyra_ns.codec.cosmos import CosmosCodec, EncoderName
-from lyra_ns.codec.cosmos_encoder import CosmosEncoder
-from lyra_ns.codec.cosmos_layers import Norm, TemporalConvolution
-from lyra_ns.codec.statistics import LatentStatistics
-from lyra_ns.conditioning import ConditioningBuilder
+from lyra_ns.codec.cosmos_encoder import CosmosEncoder, Norm, TemporalConvolution
+from lyra_ns.decoder.conditioning import ConditioningBuilder
 
 pytestmark = pytest.mark.gpu
 
@@ -114,8 +113,8 @@ def test_norm(channels: int, silu: bool) -> None:
     x[:, 1] *= 50
     norm = Norm(1 + 0.2 * random(channels, seed=1), random(channels, seed=2), 1e-6)
     wide = Norm(norm.gain.float(), norm.bias.float(), norm.eps)
-    expected = cosmos_layers.normalise(x.float(), wide, silu)
-    assert relative_error(cosmos_layers.normalise(x, norm, silu), expected) < BFLOAT16_ERROR
+    expected = cosmos_encoder.normalise(x.float(), wide, silu)
+    assert relative_error(cosmos_encoder.normalise(x, norm, silu), expected) < BFLOAT16_ERROR
 
 
 @pytest.mark.parametrize(
@@ -137,10 +136,10 @@ def test_temporal_convolution(channels: int, result: int, stride: int, has_resid
     residual = random(2, frames, 19, 31, result, seed=2) if has_residual else None
     convolution = TemporalConvolution(weight, random(result, seed=3).float(), stride)
     wide = TemporalConvolution(weight.double(), convolution.bias.double(), stride)
-    expected = cosmos_layers.convolve_in_time(
+    expected = cosmos_encoder.convolve_in_time(
         x.double(), wide, None if residual is None else residual.double()
     )
-    found = cosmos_layers.convolve_in_time(x, convolution, residual)
+    found = cosmos_encoder.convolve_in_time(x, convolution, residual)
     assert relative_error(found, expected) < BFLOAT16_ERROR
 
 
@@ -149,8 +148,8 @@ def test_spatial_attention(size: tuple[int, int]) -> None:
     """Rows of scores up to those of 704 x 1280, with scores that reach far apart."""
     projected = random(1, 2, *size, 3 * 512)
     projected[..., :512] *= 3
-    expected = cosmos_layers.attend_in_space(projected[:, :1].float())
-    found = cosmos_layers.attend_in_space(projected)[:, :1]
+    expected = cosmos_encoder.attend_in_space(projected[:, :1].float())
+    found = cosmos_encoder.attend_in_space(projected)[:, :1]
     assert relative_error(found, expected) < BFLOAT16_ERROR
 
 
@@ -158,8 +157,8 @@ def test_spatial_attention(size: tuple[int, int]) -> None:
 def test_temporal_attention(frames: int) -> None:
     """One latent frame, the usual sixteen, and more."""
     projected = random(2, frames, 7, 9, 3 * 512)
-    expected = cosmos_layers.attend_in_time(projected.double())
-    assert relative_error(cosmos_layers.attend_in_time(projected), expected) < BFLOAT16_ERROR
+    expected = cosmos_encoder.attend_in_time(projected.double())
+    assert relative_error(cosmos_encoder.attend_in_time(projected), expected) < BFLOAT16_ERROR
 
 
 def test_conditioning_from_disk(autoencoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

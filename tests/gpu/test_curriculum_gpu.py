@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_dataset import write_small_dataset
 
 from lyra_ns.codec import load_codec
-from lyra_ns.curriculum.driver import Curriculum
-from lyra_ns.curriculum.options import RunChoices
-from lyra_ns.curriculum.stages import SCALES
-from lyra_ns.data.sampling import SamplingConfig, batch_generator, load_scene, make_batch
+from lyra_ns.curriculum.run import Curriculum
+from lyra_ns.curriculum.stages import SCALES, RunChoices
+from lyra_ns.data.batch import make_batch
+from lyra_ns.data.scenes import load_scene
 from lyra_ns.data.store import LyraStore
+from lyra_ns.data.view_sampling import SamplingConfig, batch_generator
+from tests.helpers.small_dataset import write_small_dataset
 
 pytestmark = pytest.mark.gpu
 

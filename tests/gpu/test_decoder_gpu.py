@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import golden
 import pytest
 import torch
 from torch import Tensor
 
-from lyra_ns.conditioning import Conditioning
-from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
-from lyra_ns.decoder_blocks import GaussianDeconvolution
-from lyra_ns.decoder_graphs import GraphedDecoder
+from lyra_ns.decoder.blocks import GaussianDeconvolution
+from lyra_ns.decoder.conditioning import Conditioning
+from lyra_ns.decoder.config import DecoderConfig
+from lyra_ns.decoder.cuda_graphs import GraphedDecoder
+from lyra_ns.decoder.model import LatentGaussianDecoder
+from tests.helpers import golden
 
 pytestmark = pytest.mark.gpu
 
@@ -73,7 +74,7 @@ def test_chain_of_branches_equals_blocks(changes: dict[str, Any], monkeypatch: p
     decoder = make_decoder(**changes)
     with torch.no_grad():
         chain = decoder.raw(latents, conditioning.plucker)
-        monkeypatch.setattr("lyra_ns.decoder.suits_chain", lambda scan: False)
+        monkeypatch.setattr("lyra_ns.decoder.model.suits_chain", lambda scan: False)
         plain = decoder.raw(latents, conditioning.plucker)
     exact = make_decoder(trunk_dtype="float32", ssd_backend="chunked").raw(latents, conditioning.plucker)
     assert relative_error(chain, exact) < 1.05 * relative_error(plain, exact) + 1e-4

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from lyra_ns.generation.depth.small_data import BATCH_SHAPES, ScenePool, SceneSource
-from lyra_ns.generation.depth.small_network import SmallDepthNetwork, load_small_depth, save_small_depth
-from lyra_ns.generation.depth.small_rendering import render_scenes
-from lyra_ns.generation.depth.small_training import Training, TrainingOptions
+from lyra_ns.depth.small import SmallDepthNetwork, load_small_depth, save_small_depth
+from training.small_depth.data import BATCH_SHAPES, ScenePool, SceneSource
+from training.small_depth.rendering import render_scenes
+from training.small_depth.train import Training, TrainingOptions
 
 pytestmark = pytest.mark.gpu
 

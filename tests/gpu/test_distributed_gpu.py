@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from shared_batch import batch_of, compare_with_one_process
-from wall_scenes import write_wall_scenes
+
+from tests.helpers.shared_batch import batch_of, compare_with_one_process
+from tests.helpers.wall_scenes import write_wall_scenes
 
 pytestmark = [
     pytest.mark.gpu,

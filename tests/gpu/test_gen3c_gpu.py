@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from small_gen3c import HEIGHT, NUM_FRAMES, WIDTH, drawn, small_autoencoder, small_transformer
 from torch import Tensor
 
-from lyra_ns.generation.gen3c.transformer import GuidedDenoiser, gen3c_config
+from lyra_ns.gen3c.transformer import GuidedDenoiser, gen3c_config
+from tests.helpers.small_gen3c import HEIGHT, NUM_FRAMES, WIDTH, drawn, small_autoencoder, small_transformer
 
 pytestmark = pytest.mark.gpu
 
@@ -20,7 +20,7 @@ FULL_GIB = 30
 
 
 def small_pipeline() -> Any:
-    from lyra_ns.generation.gen3c.pipeline import Gen3CPipeline, gen3c_scheduler
+    from lyra_ns.gen3c.pipeline import Gen3CPipeline, gen3c_scheduler
 
     pipeline = Gen3CPipeline(small_transformer(), small_autoencoder(), gen3c_scheduler())
     pipeline.set_progress_bar_config(disable=True)

@@ -6,24 +6,24 @@ from typing import Any
 
 import pytest
 import torch
-from gen3c_speed_cases import guided, latents_of, prepared, relative, small_pipeline
-from small_gen3c import drawn, small_transformer
 from torch import Tensor
 
-from lyra_ns.generation.gen3c.attention import rotated, use_own_attention
-from lyra_ns.generation.gen3c.blocks import use_own_blocks
-from lyra_ns.generation.gen3c.low_precision import (
+from lyra_ns.gen3c.layers import (
     LARGEST,
     can_multiply,
+    keep_positions,
     multiply,
+    rotated,
     rounded_rows,
     use_eight_bits,
+    use_own_attention,
+    use_own_blocks,
 )
-from lyra_ns.generation.gen3c.memory import apply_memory_policy
-from lyra_ns.generation.gen3c.memory_needs import POLICIES, ClipSize, memory_needs
-from lyra_ns.generation.gen3c.position_embedding import keep_positions
-from lyra_ns.generation.gen3c.step_cache import StepCache, StepCacheSettings
-from lyra_ns.generation.gen3c.transformer import Evaluation
+from lyra_ns.gen3c.memory import POLICIES, ClipSize, apply_memory_policy, memory_needs
+from lyra_ns.gen3c.step_cache import StepCache, StepCacheSettings
+from lyra_ns.gen3c.transformer import Evaluation
+from tests.helpers.gen3c_speed_cases import guided, latents_of, prepared, relative, small_pipeline
+from tests.helpers.small_gen3c import drawn, small_transformer
 
 pytestmark = pytest.mark.gpu
 
@@ -47,7 +47,7 @@ def share_unequal(found: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("num_samples", [1, 2])
 def test_sums_and_norms_are_those_of_float32(num_samples: int) -> None:
-    from lyra_ns.generation.gen3c.fused_kernels import add_and_modulate, add_gated
+    from lyra_ns.gen3c.triton import add_and_modulate, add_gated
 
     stream, branch = on_gpu(num_samples, 70, WIDTH), on_gpu(num_samples, 70, WIDTH, seed=1)
     gate, shift, scale = (on_gpu(num_samples, WIDTH, seed=seed) for seed in (2, 3, 4))
@@ -66,7 +66,7 @@ def test_sums_and_norms_are_those_of_float32(num_samples: int) -> None:
 
 @pytest.mark.parametrize("has_rotation", [True, False])
 def test_rotation_is_that_of_float32(has_rotation: bool) -> None:
-    from lyra_ns.generation.gen3c.fused_kernels import normalise_and_rotate
+    from lyra_ns.gen3c.triton import normalise_and_rotate
 
     projected, weight = on_gpu(2, 70, WIDTH), on_gpu(128, seed=1)
     angles = drawn(70, 128, seed=2).cuda()
@@ -83,7 +83,7 @@ def test_rows_are_rounded_as_torch_rounds_them() -> None:
     On CUDA torch divides by a number by multiplying with its rounded reciprocal, so that its own scales are
     off by a bit in half of the rows, which sends ties elsewhere.
     """
-    from lyra_ns.generation.gen3c.rounding_kernel import round_rows
+    from lyra_ns.gen3c.triton import round_rows
 
     for width in (WIDTH, 4 * WIDTH, 48):
         rows = on_gpu(33, width) * torch.logspace(-3, 3, 33, device="cuda", dtype=torch.bfloat16)[:, None]

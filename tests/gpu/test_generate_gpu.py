@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lyra_ns.evaluation.metrics import psnr
-from lyra_ns.generation.generate import GeneratedScene, generate
+from lyra_ns.generation.run import GeneratedScene, generate
 from lyra_ns.generation.settings import GenerateSettings
+from lyra_ns.metrics import psnr
 from lyra_ns.rendering import RenderSettings, render
 
 pytestmark = pytest.mark.gpu

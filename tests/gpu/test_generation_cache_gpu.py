@@ -9,9 +9,8 @@ import torch
 
 from benchmarks.full_size.inputs import Size, cameras
 from benchmarks.splat import scene
-from lyra_ns.generation.cache.scene import SceneCache, Warps
-from lyra_ns.generation.cache.settings import CacheSettings
-from lyra_ns.generation.cache.splat import SplatSettings
+from lyra_ns.cache3d.cache import CacheSettings, SceneCache, Warps
+from lyra_ns.cache3d.splat import SplatSettings
 
 pytestmark = pytest.mark.gpu
 

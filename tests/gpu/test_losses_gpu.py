@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from lyra_ns.cameras import CameraPath, look_at, ray_grid
-from lyra_ns.evaluation.metrics import psnr, relative_depth_error, ssim
 from lyra_ns.gaussians import Gaussians
 from lyra_ns.losses import LossConfig, depth_loss, reconstruction_losses, warm_start_loss
-from lyra_ns.perceptual import BYTES_PER_PIXEL, PerceptualDistance, load_lpips
+from lyra_ns.metrics import psnr, relative_depth_error, ssim
+from lyra_ns.ops.lpips import BYTES_PER_PIXEL, PerceptualDistance, load_lpips
 from lyra_ns.rendering.types import Rendered
 
 pytestmark = pytest.mark.gpu

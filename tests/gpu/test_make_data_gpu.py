@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_make_data import SETTINGS, save_picture
 
 from lyra_ns.data.check import check_dataset
 from lyra_ns.data.store import LyraStore
-from lyra_ns.generation.make_data.run import RunOptions, make_data
+from lyra_ns.make_data.run import RunOptions, make_data
+from tests.helpers.small_make_data import SETTINGS, save_picture
 
 pytestmark = pytest.mark.gpu
 

@@ -8,13 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from small_pipelines import small_language_model, small_sana_wm, small_stable_diffusion, small_wan_vace
-from teacher_requests import request_for_a_box
 from torch import Tensor
 
 from lyra_ns.codec.registry import load_codec
-from lyra_ns.generation.text.prompt_writer import PromptWriter, load_prompt_writer
-from lyra_ns.generation.text.to_image import load_text_to_image
+from lyra_ns.text.prompts import PromptWriter, load_prompt_writer
+from lyra_ns.text.to_image import load_text_to_image
+from tests.helpers.small_pipelines import (
+    small_language_model,
+    small_sana_wm,
+    small_stable_diffusion,
+    small_wan_vace,
+)
+from tests.helpers.teacher_requests import request_for_a_box
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("in_float32")]
 
@@ -45,7 +50,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def vace_frames(folder: Path, device: str, memory: Any) -> Tensor:
-    from lyra_ns.generation.teachers.wan_vace import WanVaceSettings, load_wan_vace
+    from lyra_ns.teachers.wan_vace import WanVaceSettings, load_wan_vace
 
     settings = WanVaceSettings(steps=2, smallest_area=64 * 96)
     codec = load_codec("linear", device)
@@ -54,7 +59,7 @@ def vace_frames(folder: Path, device: str, memory: Any) -> Tensor:
 
 
 def sana_frames(folder: Path, device: str, memory: Any) -> Tensor:
-    from lyra_ns.generation.teachers.sana_wm import SanaWmSettings, load_sana_wm
+    from lyra_ns.teachers.sana_wm import SanaWmSettings, load_sana_wm
 
     settings = SanaWmSettings(steps=2, height=64, width=96)
     codec = load_codec("linear", device)
@@ -82,8 +87,8 @@ def test_a_gpu_makes_what_a_cpu_makes(folders: dict[str, Path], model: str) -> N
 
 def test_half_precision(folders: dict[str, Path]) -> None:
     """bfloat16, the default on a GPU, runs through and gives frames of the same kind."""
-    from lyra_ns.generation.teachers.sana_wm import SanaWmSettings, load_sana_wm
-    from lyra_ns.generation.teachers.wan_vace import WanVaceSettings, load_wan_vace
+    from lyra_ns.teachers.sana_wm import SanaWmSettings, load_sana_wm
+    from lyra_ns.teachers.wan_vace import WanVaceSettings, load_wan_vace
 
     codec = load_codec("linear", "cuda")
     vace_settings = WanVaceSettings(steps=2, smallest_area=64 * 96)

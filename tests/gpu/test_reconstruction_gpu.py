@@ -11,13 +11,13 @@ from torch import Tensor
 
 from lyra_ns.cameras import CameraPath, ray_grid
 from lyra_ns.codec import load_codec
-from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
-from lyra_ns.decoder_head import pruned_gaussians
+from lyra_ns.decoder.config import DecoderConfig
+from lyra_ns.decoder.model import LatentGaussianDecoder
+from lyra_ns.decoder.pruned_head import pruned_gaussians
 from lyra_ns.gaussians import Gaussians, most_opaque, num_kept, prune
-from lyra_ns.memory_estimate import MemoryEstimate
-from lyra_ns.memory_limits import DoesNotFit
+from lyra_ns.memory import DoesNotFit, MemoryEstimate
+from lyra_ns.progress import StageMeter
 from lyra_ns.reconstruction import Reconstructor
-from lyra_ns.stage_meter import StageMeter
 
 pytestmark = pytest.mark.gpu
 

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from refinement_scenes import SETTINGS, config, path, pictures, spoiled, wall
 
 from lyra_ns.gaussians import Gaussians
-from lyra_ns.perceptual import load_lpips
-from lyra_ns.refinement import RefinementViews, refine
+from lyra_ns.ops.lpips import load_lpips
+from lyra_ns.refinement.run import refine
+from lyra_ns.refinement.views import RefinementViews
 from lyra_ns.rendering import render
+from tests.helpers.refinement_scenes import SETTINGS, config, path, pictures, spoiled, wall
 
 pytestmark = pytest.mark.gpu
 

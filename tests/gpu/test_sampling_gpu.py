@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_dataset import write_small_dataset
 
 from lyra_ns.codec import load_codec
-from lyra_ns.data.sampling import SamplingConfig, batch_generator, load_scene, make_batch
+from lyra_ns.data.batch import make_batch
+from lyra_ns.data.scenes import load_scene
 from lyra_ns.data.store import LyraStore
+from lyra_ns.data.view_sampling import SamplingConfig, batch_generator
+from tests.helpers.small_dataset import write_small_dataset
 
 pytestmark = pytest.mark.gpu
 

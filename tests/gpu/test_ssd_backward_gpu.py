@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from state_scans import Inputs, draw, exact, relative_error
 from torch import Tensor
+
+from tests.helpers.state_scans import Inputs, draw, exact, relative_error
 
 pytest.importorskip("triton.tools.tensor_descriptor")
 
-from lyra_ns.kernels.ssd_backward import HOPPER_BACKWARD_TILES, BackwardTiles, ScanGradients, ssd_backward
-from lyra_ns.kernels.ssd_training import scan_with_gradient
+from lyra_ns.ops.ssd_triton_backward import ScanGradients, scan_with_gradient, ssd_backward
+from lyra_ns.ops.ssd_triton_backward_kernels import HOPPER_BACKWARD_TILES, BackwardTiles
 
 pytestmark = pytest.mark.gpu
 

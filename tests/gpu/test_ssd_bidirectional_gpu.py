@@ -5,20 +5,26 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
-import golden
 import pytest
 import torch
 from torch import Tensor
 
-from lyra_ns.conditioning import Conditioning
-from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
-from lyra_ns.decoder_blocks import MambaBlock
-from lyra_ns.kernels.convolution import convolve_both_directions
-from lyra_ns.kernels.gated_norm import gated_norm_sum
-from lyra_ns.kernels.residual_norm import branch_norm
-from lyra_ns.ssd import ScanBackend, choose_scan_backend, describe_scan_backend
-from lyra_ns.ssd_bidirectional import convolve_in_torch, join_in_torch, suits_scan_kernels
-from lyra_ns.ssd_types import ScanWeights
+from lyra_ns.decoder.blocks import MambaBlock
+from lyra_ns.decoder.conditioning import Conditioning
+from lyra_ns.decoder.config import DecoderConfig
+from lyra_ns.decoder.model import LatentGaussianDecoder
+from lyra_ns.ops.convolution_triton import convolve_both_directions
+from lyra_ns.ops.norm_triton import branch_norm, gated_norm_sum
+from lyra_ns.ops.ssd import (
+    ScanBackend,
+    choose_scan_backend,
+    convolve_in_torch,
+    describe_scan_backend,
+    join_in_torch,
+    suits_scan_kernels,
+)
+from lyra_ns.ops.ssd_types import ScanWeights
+from tests.helpers import golden
 
 pytestmark = pytest.mark.gpu
 

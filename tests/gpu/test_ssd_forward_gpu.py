@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from state_scans import draw, exact, relative_error
+
+from tests.helpers.state_scans import draw, exact, relative_error
 
 pytest.importorskip("triton.tools.tensor_descriptor")
 
-from lyra_ns.kernels.ssd_forward import HOPPER_TILES, ScanTiles, ssd_forward
+from lyra_ns.ops.ssd_triton import HOPPER_TILES, ScanTiles, ssd_forward
 
 pytestmark = pytest.mark.gpu
 

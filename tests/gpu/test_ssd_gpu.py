@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lyra_ns.ssd import ScanBackend, choose_scan_backend
-from lyra_ns.ssd_types import ScanName, ScanWeights
+from lyra_ns.ops.ssd import ScanBackend, choose_scan_backend
+from lyra_ns.ops.ssd_types import ScanName, ScanWeights
 
 pytestmark = pytest.mark.gpu
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lyra_ns.synthetic import SceneRenderer, make_scene, textures_from_folder
-from lyra_ns.synthetic.clips import ClipSize, scene_cameras
+from lyra_ns.synthetic.writer import ClipSize, scene_cameras
 
 pytestmark = pytest.mark.gpu
 SIZE = ClipSize(num_frames=17, height=160, width=256)

@@ -7,17 +7,16 @@ from time import monotonic
 
 import pytest
 import torch
-from small_dataset import straight_path
-from small_gen3c import HEIGHT, NUM_FRAMES, WIDTH, small_autoencoder, small_transformer
 
 from benchmarks.full_size.inputs import Size, cameras
 from benchmarks.splat import scene
+from lyra_ns.cache3d.cache import SceneCache
 from lyra_ns.codec import load_codec
-from lyra_ns.generation.cache.scene import SceneCache
-from lyra_ns.generation.depth.estimator import PlaneDepth
-from lyra_ns.generation.teachers.interface import TeacherRequest
-from lyra_ns.generation.teachers.requests import cache_on
-from lyra_ns.generation.teachers.warp import WarpTeacher
+from lyra_ns.depth.base import PlaneDepth
+from lyra_ns.teachers.base import TeacherRequest, cache_on
+from lyra_ns.teachers.warp import WarpTeacher
+from tests.helpers.small_dataset import straight_path
+from tests.helpers.small_gen3c import HEIGHT, NUM_FRAMES, WIDTH, small_autoencoder, small_transformer
 
 pytestmark = pytest.mark.gpu
 
@@ -66,8 +65,8 @@ def test_a_full_clip_takes_seconds_and_bounded_memory() -> None:
 
 
 def test_gen3c_makes_chunks_on_a_gpu() -> None:
-    from lyra_ns.generation.gen3c.pipeline import Gen3CPipeline, gen3c_scheduler
-    from lyra_ns.generation.teachers.gen3c import Gen3CSettings, Gen3CTeacher
+    from lyra_ns.gen3c.pipeline import Gen3CPipeline, gen3c_scheduler
+    from lyra_ns.teachers.gen3c import Gen3CSettings, Gen3CTeacher
 
     pipeline = Gen3CPipeline(small_transformer(), small_autoencoder(), gen3c_scheduler()).to("cuda")
     pipeline.set_progress_bar_config(disable=True)
@@ -85,11 +84,10 @@ def test_gen3c_makes_chunks_on_a_gpu() -> None:
 
 
 def test_t5_encodes_where_the_policy_says_and_leaves_the_gpu(tmp_path: Path) -> None:
-    from test_gen3c_pipeline import t5
-
-    from lyra_ns.generation.gen3c.memory_needs import POLICIES
-    from lyra_ns.generation.gen3c.pipeline import Gen3CPipeline, gen3c_scheduler
-    from lyra_ns.generation.teachers.gen3c_loading import load_gen3c
+    from lyra_ns.gen3c.memory import POLICIES
+    from lyra_ns.gen3c.pipeline import Gen3CPipeline, gen3c_scheduler
+    from lyra_ns.teachers.gen3c import load_gen3c
+    from tests.gen3c.test_pipeline import t5
 
     encoder, tokenizer = t5()
     Gen3CPipeline(

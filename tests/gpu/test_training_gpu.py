@@ -14,13 +14,14 @@ from torch import Tensor
 
 from benchmarks.training_step import StepSettings, StepSize, training_rows
 from lyra_ns.cameras import CameraPath, look_at
-from lyra_ns.decoder import DecoderConfig, LatentGaussianDecoder
-from lyra_ns.device_memory import GIB, free_bytes
+from lyra_ns.decoder.blocks import kept_bytes
+from lyra_ns.decoder.config import DecoderConfig
+from lyra_ns.decoder.model import LatentGaussianDecoder
+from lyra_ns.device import GIB, free_bytes
 from lyra_ns.gaussians import Gaussians
-from lyra_ns.perceptual import BYTES_PER_PIXEL, LPIPS_EPSILON, PerceptualDistance, compare_features
-from lyra_ns.recomputation import kept_bytes
+from lyra_ns.ops.lpips import BYTES_PER_PIXEL, LPIPS_EPSILON, PerceptualDistance, compare_features
 from lyra_ns.rendering import RenderSettings, render, renderer
-from lyra_ns.rendering.plan import RenderSize
+from lyra_ns.rendering.renderer import RenderSize
 
 pytestmark = pytest.mark.gpu
 
@@ -80,12 +81,12 @@ def test_states_are_scanned_once_where_they_are_kept(
     monkeypatch: pytest.MonkeyPatch, recompute: str, num_scans: int
 ) -> None:
     """Of four Mamba blocks, whose other parts run twice."""
-    from lyra_ns.kernels import ssd_training
+    from lyra_ns.ops import ssd_triton_backward
 
     if torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("our state scan has kernels for Hopper cards alone")
-    calls, scan = [], ssd_training.ssd_forward
-    monkeypatch.setattr(ssd_training, "ssd_forward", lambda *inputs: calls.append(1) or scan(*inputs))
+    calls, scan = [], ssd_triton_backward.ssd_forward
+    monkeypatch.setattr(ssd_triton_backward, "ssd_forward", lambda *inputs: calls.append(1) or scan(*inputs))
     decoder = full_width_decoder(recompute)
     trunk(decoder, torch.randn(1, 2048, 512, device=DEVICE)).mean().backward()
     assert len(calls) == num_scans
@@ -139,7 +140,7 @@ def test_renders_need_less_than_estimated_and_groups_change_nothing(monkeypatch:
 
 def test_the_kernel_of_lpips_equals_torch() -> None:
     """Distances and gradients of features as the trunk gives them."""
-    from lyra_ns.kernels.feature_distance import feature_distance
+    from lyra_ns.ops.lpips_triton import feature_distance
 
     generator = torch.Generator(DEVICE).manual_seed(0)
     shape, weights = (3, 128, 44, 80), torch.rand(128, device=DEVICE)
@@ -194,12 +195,10 @@ def test_the_measured_step_learns_the_same_fast_and_plain() -> None:
 def test_batches_read_ahead_arrive_as_they_are(tmp_path: Path) -> None:
     """On the device, equal to those that are read when they are asked for, over several steps."""
     pytest.importorskip("nerfstudio")
-    from test_plugin_training import SAMPLING, SETTINGS
-    from wall_scenes import write_wall_scenes
-
-    from lyra_ns.plugin.batches import StreamedBatches
-    from lyra_ns.plugin.prefetch import PrefetchedBatches
+    from lyra_ns.plugin.datamanager import PrefetchedBatches, StreamedBatches
     from lyra_ns.plugin.scenes import open_scenes
+    from tests.helpers.wall_scenes import write_wall_scenes
+    from tests.plugin.test_training import SAMPLING, SETTINGS
 
     scenes = open_scenes(write_wall_scenes(tmp_path / "walls"), (5, 0, 1))
     direct, source = (StreamedBatches(scenes.store, scenes.split.train, SETTINGS, 0) for _ in range(2))
@@ -221,8 +220,9 @@ def test_a_step_that_does_not_fit_saves_the_one_before(
     """A true error of the allocator, in the third step of a run of nerfstudio's trainer."""
     pytest.importorskip("nerfstudio")
     from nerfstudio.engine.trainer import Trainer
-    from test_plugin_training import run_trainer
-    from wall_scenes import write_wall_scenes
+
+    from tests.helpers.wall_scenes import write_wall_scenes
+    from tests.plugin.test_training import run_trainer
 
     walls, train_iteration = write_wall_scenes(tmp_path / "walls"), Trainer.train_iteration
 

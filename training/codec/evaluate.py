@@ -20,7 +20,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from lyra_ns.codec.interface import VideoCodec
+from lyra_ns.codec.base import VideoCodec
 from lyra_ns.codec.learned import load_learned_codec
 from lyra_ns.codec.linear import load_linear_codec
 from training.codec.clips import ClipShape, Draws, moving_rays

@@ -8,8 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lyra_ns.codec.learned import LearnedCodec, config_of
-from lyra_ns.codec.learned_network import LearnedNetwork
+from lyra_ns.codec.learned import LearnedCodec, LearnedNetwork, config_of
 from lyra_ns.codec.linear import load_linear_codec
 from training.codec.state import read_state
 

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from lyra_ns.codec.learned_network import LearnedNetwork
-from lyra_ns.codec.statistics import LatentStatistics
+from lyra_ns.codec.base import LatentStatistics
+from lyra_ns.codec.learned import LearnedNetwork
 
 MANIFEST = "state.json"
 PART_BYTES = 15 * 2**20

@@ -20,10 +20,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lyra_ns.codec.learned import FILE_NAME, config_of, read_learned_network
-from lyra_ns.codec.learned_network import LearnedCodecConfig, LearnedNetwork
+from lyra_ns.codec.base import LatentStatistics
+from lyra_ns.codec.learned import (
+    FILE_NAME,
+    LearnedCodecConfig,
+    LearnedNetwork,
+    config_of,
+    read_learned_network,
+)
 from lyra_ns.codec.linear import load_linear_codec
-from lyra_ns.codec.statistics import LatentStatistics
 from training.codec.clips import ClipShape, Draws, moving_pictures, moving_rays
 from training.codec.evaluate import evaluate_codec, read_held_out
 from training.codec.export import export_codec

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from lyra_ns.codec import load_codec
-from lyra_ns.generation.depth.small_network import load_small_depth
+from lyra_ns.data.picture_pack import Pack
+from lyra_ns.depth.small import load_small_depth
 from lyra_ns.synthetic.textures import save_texture_atlas
 from training.decoder.judge import judge_decoder, judged_scenes
 from training.decoder.photograph_scenes import draw_recipe, photograph_scene
@@ -28,7 +29,7 @@ from training.decoder.train import (
     load_start,
     run_training,
 )
-from training.photographs.pack import Pack, texture_bank
+from training.photographs.pack import texture_bank
 
 USUAL_SIZE_SCENES = 0.4
 """Share of the scenes of the first of SIZES; the others share the rest."""

@@ -10,12 +10,12 @@ from PIL import Image
 
 from lyra_ns.cameras import CameraPath, ray_grid
 from lyra_ns.codec import load_codec
-from lyra_ns.conditioning import Conditioning
-from lyra_ns.decoder import LatentGaussianDecoder
-from lyra_ns.evaluation.metrics import psnr
+from lyra_ns.decoder.conditioning import Conditioning
+from lyra_ns.decoder.model import LatentGaussianDecoder
+from lyra_ns.depth.small import load_small_depth
 from lyra_ns.gaussians import prune
-from lyra_ns.generation.depth.small_network import load_small_depth
-from lyra_ns.perceptual import load_lpips
+from lyra_ns.metrics import psnr
+from lyra_ns.ops.lpips import load_lpips
 from lyra_ns.rendering import render
 from training.decoder.photograph_scenes import PhotographRecipe, photograph_scene
 from training.decoder.scenes import CELL_SIZE, SIZES, TrainingScene

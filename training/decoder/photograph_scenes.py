@@ -17,15 +17,15 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from lyra_ns.cache3d.inpaint import background_weights, fill_holes
+from lyra_ns.camera_paths import TRAJECTORIES, trajectory_path
 from lyra_ns.cameras import CameraPath, stack_cameras
-from lyra_ns.codec.interface import VideoCodec
-from lyra_ns.data.reading_order import READING_ORDER
+from lyra_ns.codec.base import VideoCodec
+from lyra_ns.data.layout import READING_ORDER
+from lyra_ns.depth.base import DepthPrediction
 from lyra_ns.evaluation.baselines import COVERED_ALPHA, WARP_SETTINGS, pixel_gaussians
-from lyra_ns.evaluation.hole_filling import background_weights, fill_holes
 from lyra_ns.gaussians import Gaussians, concatenate
-from lyra_ns.generation.depth.estimator import DepthPrediction
 from lyra_ns.rendering import render
-from lyra_ns.trajectories import TRAJECTORIES, trajectory_path
 from training.decoder.scenes import FINE_SCALE, TrainingScene, complete_scene
 
 NEAREST_UNIT = 1.3

@@ -16,11 +16,11 @@ import torch
 
 from lyra_ns.cameras import CameraPath, stack_cameras
 from lyra_ns.codec import load_codec
-from lyra_ns.data.reading_order import READING_ORDER
-from lyra_ns.synthetic.clips import ClipSize, scene_cameras
-from lyra_ns.synthetic.raycast import SceneRenderer
+from lyra_ns.data.layout import READING_ORDER
+from lyra_ns.synthetic.render import SceneRenderer
 from lyra_ns.synthetic.scenes import make_scene
 from lyra_ns.synthetic.textures import load_texture_atlas
+from lyra_ns.synthetic.writer import ClipSize, scene_cameras
 from training.decoder.scenes import FINE_SCALE, TrainingScene, complete_scene, save_scene
 
 FOCAL_LENGTHS = (0.6, 1.7)

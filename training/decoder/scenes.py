@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from lyra_ns.cameras import CameraPath
-from lyra_ns.codec.interface import VideoCodec
-from lyra_ns.conditioning import ConditioningBuilder
-from lyra_ns.data.files import write_whole
+from lyra_ns.codec.base import VideoCodec
+from lyra_ns.data.atomic import write_whole
+from lyra_ns.decoder.conditioning import ConditioningBuilder
 
 CELL_SIZE = 4
 """Pixels along a side of the cell that has one Gaussian in each frame."""

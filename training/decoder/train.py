@@ -19,15 +19,15 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lyra_ns.cameras import ray_grid
-from lyra_ns.checkpoints import load_decoder, save_decoder
-from lyra_ns.conditioning import Conditioning
-from lyra_ns.data.files import write_whole
-from lyra_ns.decoder import LatentGaussianDecoder
-from lyra_ns.decoder_config import TINY_DECODER
-from lyra_ns.decoder_graphs import GraphedDecoder
+from lyra_ns.data.atomic import write_whole
+from lyra_ns.decoder.checkpoints import load_decoder, save_decoder
+from lyra_ns.decoder.conditioning import Conditioning
+from lyra_ns.decoder.config import TINY_DECODER
+from lyra_ns.decoder.cuda_graphs import GraphedDecoder
+from lyra_ns.decoder.model import LatentGaussianDecoder
 from lyra_ns.gaussians import prune
 from lyra_ns.losses import LossConfig, mse_loss, perceptual_loss, reconstruction_losses, warm_start_loss
-from lyra_ns.perceptual import PerceptualDistance, load_lpips
+from lyra_ns.ops.lpips import PerceptualDistance, load_lpips
 from lyra_ns.rendering import RenderSettings, render
 from training.decoder.scenes import CELL_SIZE, ScenePool, TrainingBatch, gather
 

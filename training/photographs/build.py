@@ -15,7 +15,7 @@ from pathlib import Path
 
 import PIL
 
-from lyra_ns.picture_pack import PictureSource, write_pack
+from lyra_ns.data.picture_pack import PictureSource, write_pack
 from training.photographs.archives import download, read_members
 from training.photographs.fingerprints import FINGERPRINTS_FILE, load_fingerprints
 from training.photographs.listing import LIST_FILE, Entry, load_list

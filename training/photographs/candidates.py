@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lyra_ns.picture_pack import KINDS, Kind
+from lyra_ns.data.picture_pack import KINDS, Kind
 from training.photographs.archives import read_members
 from training.photographs.filters import FILTERS, SeenPictures, is_worth_decoding
 from training.photographs.pictures import decode

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy
 from PIL import Image
 
-from lyra_ns.picture_pack import Pack
+from lyra_ns.data.picture_pack import Pack
 from training.photographs.fingerprints import Fingerprints, take_fingerprints
 from training.photographs.likeness import (
     COPY,

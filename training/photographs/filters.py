@@ -9,7 +9,7 @@ import numpy
 from numpy.typing import NDArray
 from PIL import Image
 
-from lyra_ns.picture_pack import Kind
+from lyra_ns.data.picture_pack import Kind
 
 LEAST_DEVIATION = 16.0
 """Of the brightness of a small copy, out of 255: flatter pictures teach nothing."""

@@ -22,7 +22,7 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
-from lyra_ns.picture_pack import KINDS, Pack
+from lyra_ns.data.picture_pack import KINDS, Pack
 from training.photographs.likeness import FINE, LARGE, comparable, thumbnail
 from training.photographs.listing import Entry
 from training.photographs.sources import refuse_held_out

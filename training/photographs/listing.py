@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from lyra_ns.picture_pack import KINDS, Kind
+from lyra_ns.data.picture_pack import KINDS, Kind
 from training.photographs.pictures import View
 from training.photographs.sources import Package
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lyra_ns.picture_pack import KINDS, Kind, Pack, PictureSource, write_pack
+from lyra_ns.data.picture_pack import KINDS, Kind, Pack, PictureSource, write_pack
 
 if TYPE_CHECKING:
     from lyra_ns.synthetic.textures import TextureBank

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from lyra_ns.picture_pack import FOLDER_FORMATS, Kind
+from lyra_ns.data.picture_pack import FOLDER_FORMATS, Kind
 
 Box = tuple[float, float, float, float]
 

@@ -1,0 +1,1 @@
+"""`ns-lyra`, one family of subcommands per file; each imports what it needs when it runs."""

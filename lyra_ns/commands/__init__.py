@@ -1,1 +1,0 @@
-"""Subcommands of `ns-lyra`, one family per file; each imports what it needs when it runs."""

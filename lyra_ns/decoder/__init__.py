@@ -1,0 +1,1 @@
+"""The latent Gaussian decoder: its network, what it is conditioned on, and its weights on disk."""

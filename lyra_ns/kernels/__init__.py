@@ -1,1 +1,0 @@
-"""Triton kernels of the decoder, each beside a plain torch form that it is tested against."""

@@ -1,0 +1,1 @@
+"""Gaussians brought closer to pictures of their scene by gradient steps."""

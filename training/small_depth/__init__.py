@@ -1,0 +1,1 @@
+"""Training of the small depth network that ships: `python -m training.small_depth.train`."""
