@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -59,12 +60,13 @@ def write_wall_scenes(
     with_depth: bool = True,
     with_novel: bool = True,
     is_dynamic: bool = False,
+    paths: Mapping[int, CameraPath] = PATHS,
 ) -> Path:
-    """Write scenes wall_0 ... in the official layout; the last is held out."""
+    """Write scenes wall_0 ... in the official layout, seen along `paths`; the last is held out."""
     codec = load_codec("linear")
     names = [f"wall_{number}" for number in range(num_scenes)]
     for number, name in enumerate(names):
-        for trajectory, path in PATHS.items():
+        for trajectory, path in paths.items():
             rgb, depth = wall(path, number)
             stored_depth = depth if with_depth else None
             video = (rgb.float() / 127.5 - 1.0).transpose(0, 1)[None]
@@ -86,7 +88,7 @@ def write_wall_scenes(
         num_frames=NUM_FRAMES,
         height=HEIGHT,
         width=WIDTH,
-        scenes={name: list(PATHS) for name in names},
+        scenes={name: list(paths) for name in names},
         novel={name: [0] for name in names} if with_novel else {},
         splits={"train": names[:-1], "test": names[-1:]},
         is_dynamic=is_dynamic,

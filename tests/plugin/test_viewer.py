@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,9 +15,12 @@ from nerfstudio.viewer.render_state_machine import RenderStateMachine
 from nerfstudio.viewer.utils import CameraState
 from nerfstudio.viewer.viewer import VISER_NERFSTUDIO_SCALE_RATIO, Viewer
 
+from lyra_ns.cameras import CameraPath, invert_rigid
+from lyra_ns.gaussians import Gaussians
 from lyra_ns.plugin.pipeline import LyraPipeline
 from lyra_ns.plugin.viewer_panel import NO_SCALE_LIMIT, PanelState, ViewerPanel
-from tests.helpers.wall_scenes import tiny_pipeline_config, wall_gaussians, write_wall_scenes
+from lyra_ns.reconstruction import Reconstructor
+from tests.helpers.wall_scenes import PATHS, tiny_pipeline_config, wall_gaussians, write_wall_scenes
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +119,37 @@ def test_viewer_renders_and_its_controls_act(viewer: Viewer, pipeline: LyraPipel
     assert not torch.allclose(rendered(viewer)["rgb"], first["rgb"])
     panel._reset()
     torch.testing.assert_close(rendered(viewer)["rgb"], first["rgb"])
+
+
+def test_switching_the_first_trajectory_off_leaves_the_scene_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gaussians come in the frame of the first camera that goes in; what is shown stays in the usual one.
+
+    The decoder is one that sees the wall without a fault, so that the same picture is due whatever goes in.
+    """
+    start = torch.eye(4)
+    start[:2, :2] = torch.tensor([[0.9, -(0.19**0.5)], [0.19**0.5, 0.9]])
+    start[:3, 3] = torch.tensor([0.5, -0.3, -0.4])
+    elsewhere = replace(PATHS[5], camera_to_world=start @ PATHS[5].camera_to_world)
+    walls = write_wall_scenes(tmp_path, num_scenes=2, paths=PATHS | {5: elsewhere})
+    pipeline = tiny_pipeline_config(walls).setup(device="cpu", test_mode="test")
+    panel, seed = pipeline.model.lyra, int(pipeline.model.lyra.scene.value[-1])
+    firsts: list[torch.Tensor] = []
+
+    def perfect(self: Reconstructor, z: torch.Tensor, cameras: CameraPath, time: float | None) -> Gaussians:
+        firsts.append(cameras.camera_to_world[0, 0])
+        return wall_gaussians(seed).transform(invert_rigid(firsts[-1]))
+
+    monkeypatch.setattr(Reconstructor, "__call__", perfect)
+    camera = pipeline.datamanager.train_dataset.cameras[4:5]
+    shown = pipeline.model.get_outputs_for_camera(camera)
+    panel.trajectory_5.value = False
+    fewer = pipeline.model.get_outputs_for_camera(camera)
+    torch.testing.assert_close(firsts, [start, torch.eye(4)])
+    assert float(shown["rgb"].std()) > 0.1
+    for name in ("rgb", "depth"):
+        torch.testing.assert_close(fewer[name], shown[name], rtol=1e-3, atol=1e-3)
 
 
 def test_browsers_start_before_the_scene(viewer: Viewer, pipeline: LyraPipeline) -> None:
