@@ -90,8 +90,9 @@ def readme() -> str:
 
 def test_readme_commands_parse() -> None:
     commands = shell_lines(readme())
-    assert ["make", "demo"] in commands
-    assert ["make", "test"] in commands
+    assert ["ns-lyra", "generate", "docs/coffee.jpg", "-o", "scene"] in commands
+    assert ["ns-lyra", "demo"] in commands
+    assert {"demo", "test"} <= make_targets() & set(re.findall(r"`make ([a-z-]+)`", readme()))
     assert simple_problems(commands) == []
     assert parsed_problems(commands) == []
 
