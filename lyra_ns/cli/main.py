@@ -87,20 +87,20 @@ def _wrapped(line: str, width: int) -> str:
 
 
 Command = Union[  # noqa: UP007 - tyro reads the Annotated members of a Union
-    Annotated[SampleData, tyro.conf.subcommand("sample-data")],
-    Annotated[Unpack, tyro.conf.subcommand("unpack")],
-    Annotated[CheckData, tyro.conf.subcommand("check-data")],
-    Annotated[WritePrompts, tyro.conf.subcommand("write-prompts")],
-    Annotated[MakeData, tyro.conf.subcommand("make-data")],
     Annotated[Generate, tyro.conf.subcommand("generate")],
     Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")],
     Annotated[Refine, tyro.conf.subcommand("refine")],
+    Annotated[Demo, tyro.conf.subcommand("demo")],
+    Annotated[SampleData, tyro.conf.subcommand("sample-data")],
+    Annotated[MakeData, tyro.conf.subcommand("make-data")],
+    Annotated[WritePrompts, tyro.conf.subcommand("write-prompts")],
+    Annotated[CheckData, tyro.conf.subcommand("check-data")],
+    Annotated[Unpack, tyro.conf.subcommand("unpack")],
     Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
     Annotated[PhotoCheck, tyro.conf.subcommand("photo-check")],
+    Annotated[TrainCurriculum, tyro.conf.subcommand("curriculum")],
     Annotated[Convert, tyro.conf.subcommand("convert")],
     Annotated[FetchLpips, tyro.conf.subcommand("fetch-lpips")],
-    Annotated[Demo, tyro.conf.subcommand("demo")],
-    Annotated[TrainCurriculum, tyro.conf.subcommand("curriculum")],
     Annotated[Doctor, tyro.conf.subcommand("doctor")],
 ]
 

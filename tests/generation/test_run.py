@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import sys
+from dataclasses import fields
 from pathlib import Path
 from unittest import mock
 
@@ -18,7 +19,7 @@ from rich.console import Console
 from lyra_ns.camera_paths import path_of_poses
 from lyra_ns.cameras import look_at
 from lyra_ns.cli import main
-from lyra_ns.cli.generate import Generate
+from lyra_ns.cli.generate import GROUPS, default_output
 from lyra_ns.cli.reconstruct import Reconstruct
 from lyra_ns.codec import load_codec
 from lyra_ns.data.camera_files import indexed_bytes, write_npz
@@ -647,6 +648,32 @@ def test_a_prompt_is_painted_first(files, tmp_path, monkeypatch):
     assert asked[-1][2:4] == (384, 640)
 
 
+def test_every_setting_stands_in_one_group_of_the_help():
+    shown = [name for names in GROUPS.values() for name in names]
+    assert sorted(shown) == sorted(field.name for field in fields(GenerateSettings))
+
+
+def test_the_folder_is_named_after_the_input(tmp_path):
+    (tmp_path / "scenes.d").mkdir()
+    assert default_output(Path("pictures/photo.of.me.jpg")) == Path("photo.of.me")
+    assert default_output(tmp_path / "scenes.d") == Path("scenes.d_scene")
+    assert default_output(Path("no_ending")) == Path("no_ending_scene")
+    assert default_output(None) == Path("scene")
+
+
+def test_the_help_of_generate_shows_groups_and_every_text(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ns-lyra", "generate", "--help"])
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        main.main()
+    shown = capsys.readouterr().out
+    boxes = [f"{title.replace('_', '-')} options" for title in GROUPS]
+    places = [shown.index(box) for box in boxes]
+    assert places == sorted(places)
+    assert "named after the input" in " ".join(shown.split())
+    assert "Share of Gaussians, the least opaque ones" in shown
+
+
 def test_the_command_line_is_the_same_call(files, tmp_path, monkeypatch, capsys):
     calls = []
     monkeypatch.setattr(run_module, "generate", calls.append)
@@ -654,7 +681,7 @@ def test_the_command_line_is_the_same_call(files, tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(sys, "argv", ["ns-lyra", *line.split()])
     main.main()
     (called,) = calls
-    assert isinstance(called, Generate)
+    assert type(called) is GenerateSettings
     assert (called.input, called.output) == (Path("photo.png"), Path("out"))
     assert (called.trajectory, called.depth, called.units, called.fov) == (
         ("left", "up"),
