@@ -12,7 +12,7 @@
 from importlib import import_module as _import_module
 from pathlib import Path as _Path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {
     "CameraPath": "lyra_ns.cameras",
