@@ -21,7 +21,7 @@ import tyro
 from lyra_ns import __version__
 from lyra_ns.cli.curriculum import TrainCurriculum
 from lyra_ns.cli.data import CheckData, SampleData, Unpack
-from lyra_ns.cli.decoder import Convert, FetchLpips
+from lyra_ns.cli.decoder import Convert
 from lyra_ns.cli.demo import Demo
 from lyra_ns.cli.doctor import Doctor
 from lyra_ns.cli.evaluate import Evaluate, PhotoCheck
@@ -98,7 +98,6 @@ Command = Union[  # noqa: UP007 - tyro reads the Annotated members of a Union
     Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
     Annotated[PhotoCheck, tyro.conf.subcommand("photo-check")],
     Annotated[Convert, tyro.conf.subcommand("convert")],
-    Annotated[FetchLpips, tyro.conf.subcommand("fetch-lpips")],
     Annotated[Demo, tyro.conf.subcommand("demo")],
     Annotated[TrainCurriculum, tyro.conf.subcommand("curriculum")],
     Annotated[Doctor, tyro.conf.subcommand("doctor")],
