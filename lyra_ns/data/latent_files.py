@@ -24,6 +24,8 @@ from lyra_ns.data.atomic import Source, write_whole
 
 LatentFormat = Literal["pkl", "safetensors"]
 SAFETENSORS_KEY = "z"
+OLDER_FORM = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
+"""Start of a file of torch.save before its zip format: a number, pickled."""
 FLOAT_KINDS = {"f2", "f4", "f8"}
 """numpy's names of the kinds of numbers that latents may have."""
 DAMAGES = (
@@ -125,13 +127,16 @@ def _read_safetensors(content: bytes) -> Any:
 def _read_pickle(content: bytes) -> Any:
     if zipfile.is_zipfile(io.BytesIO(content)):
         _check_archive(content)
+    elif not content.startswith(OLDER_FORM):
+        raise ValueError("neither form of torch.save")
     try:
         with ONE_LOAD, safe_globals(STAND_INS):
             values = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if foreign := re.search(r"GLOBAL (\S+)", str(error)):
             raise CodeInPickleError(foreign[1]) from error
-        raise
+        # Before the reason stands torch's advice to trust the file.
+        raise ValueError([line for line in str(error).splitlines() if line][:2][-1]) from error
     if isinstance(values, _StoredArray):
         return values.values
     if isinstance(values, Tensor) and values.numel() > len(content):
