@@ -18,7 +18,7 @@ from time import monotonic
 
 import torch
 from jaxtyping import Float, UInt8
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import track
 from torch import Tensor
 
 from lyra_ns.camera_paths import NUM_NOVEL_PATHS, TRAJECTORIES, draw_distance, novel_path, trajectory_path
@@ -244,14 +244,8 @@ def write_scene(jobs: SceneJobs, index: int, bank: TextureBank) -> None:
 
 def _finished(jobs: SceneJobs, indices: list[int], num_workers: int) -> Iterator[int]:
     """The numbers of the scenes, each when it is written, under a progress bar."""
-    columns = (TextColumn("sample scenes"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
-        task = progress.add_task("", total=len(indices))
-        for index in (
-            _in_this_process(jobs, indices) if num_workers <= 1 else _in_pool(jobs, indices, num_workers)
-        ):
-            progress.advance(task)
-            yield index
+    finished = _in_this_process(jobs, indices) if num_workers <= 1 else _in_pool(jobs, indices, num_workers)
+    yield from track(finished, "sample scenes", total=len(indices))
 
 
 def _in_this_process(jobs: SceneJobs, indices: list[int]) -> Iterator[int]:
