@@ -11,7 +11,7 @@ import math
 import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -263,11 +263,9 @@ def _in_pool(jobs: SceneJobs, indices: list[int], num_workers: int) -> Iterator[
     with ProcessPoolExecutor(num_workers, context, _start_worker, (jobs,)) as pool:
         waiting: dict[Future[None], int] = {pool.submit(_work, index): index for index in indices}
         try:
-            while waiting:
-                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-                    yield waiting.pop(future)
+            for future in as_completed(waiting):
+                future.result()
+                yield waiting[future]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
