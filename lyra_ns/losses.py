@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -41,6 +42,8 @@ class LossConfig:
     """Weight of the perceptual distance."""
     lpips_net: Literal["vgg", "alex"] = "vgg"
     """Trunk of the perceptual distance; alex is about ten times cheaper and ships with this package."""
+    lpips_weights: Path | None = None
+    """State dict of that trunk as torchvision or lpips saves it; None: vgg is downloaded by torchvision."""
     depth: float = 0.05
     """Weight of the scale-invariant depth error."""
     opacity: float = 0.1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import monotonic, perf_counter
 from typing import Protocol, runtime_checkable
 
@@ -17,9 +17,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -77,6 +75,77 @@ class OnStep(Protocol):
 
 SECONDS_BETWEEN_LINES = 5.0
 """Where lines are printed, a stage says no more often how far it is."""
+SECONDS_BETWEEN_LOG_LINES = 30.0
+"""The same for runs of hours or days."""
+SPEED_SECONDS = 3600.0
+"""The speed by which the time left is estimated is that of so many last seconds."""
+
+
+def console_for_lines() -> Console:
+    """A console that neither colours numbers nor breaks lines."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def steps_shown(
+    label: str,
+    console: Console | None = None,
+    seconds_between: float = SECONDS_BETWEEN_LINES,
+    indent: str = "",
+) -> Iterator[OnStep]:
+    """Show the steps of what happens inside: call what it yields with the steps done and all steps.
+
+    A bar on a terminal, gone at the end; elsewhere lines that start with `indent`, no closer than
+    `seconds_between`.
+    """
+    console = console or console_for_lines()
+    if not console.is_terminal:
+        yield _lines(label, console, seconds_between, indent)
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    note_column = TextColumn("{task.fields[note]}", markup=False)
+    with Progress(
+        *(*columns, TimeRemainingColumn(), note_column),
+        console=console,
+        transient=True,
+        speed_estimate_period=SPEED_SECONDS,
+    ) as progress:
+        task = progress.add_task(label, total=None, note="")
+
+        def on_step(done: int, total: int, note: str = "") -> None:
+            progress.update(task, completed=done, total=total, note=note)
+
+        yield on_step
+
+
+def _lines(label: str, console: Console, seconds_between: float, indent: str) -> OnStep:
+    """Prints how far a stage is, not too often, with the time left by what the steps took so far."""
+    started = last = monotonic()
+
+    def on_step(done: int, total: int, note: str = "") -> None:
+        nonlocal last
+        now = monotonic()
+        if not 0 < done < total or now - last < seconds_between:
+            return
+        last = now
+        console.print(indent + _line(label, done, total, note, now - started), markup=False)
+
+    return on_step
+
+
+def _line(label: str, done: int, total: int, note: str, seconds: float) -> str:
+    """How far it is after so many seconds, and the time left if it goes on like that."""
+    left = seconds / max(done, 1) * (total - done)
+    said = f"{note}, " if note else ""
+    return f"{label}: {done} of {total}, {said}about {in_words(left)} left"
+
+
+def in_words(seconds: float) -> str:
+    """A span of time in its largest fitting unit."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 class StageProgress:
@@ -86,7 +155,7 @@ class StageProgress:
     """
 
     def __init__(self, num_stages: int, device: torch.device, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or console_for_lines()
         self.num_stages = num_stages
         self.meter = StageMeter(device)
         self._num_started = 0
@@ -106,119 +175,41 @@ class StageProgress:
         """Measure and show what happens inside; call what it yields with the steps done and all steps."""
         self._num_started += 1
         label = f"[{self._num_started}/{self.num_stages}] {title}"
-        with self.meter.stage(title):
-            if self.console.is_terminal:
-                with self._bar(label) as on_step:
-                    yield on_step
-            else:
-                self.say(label)
-                yield self._lines(title)
-        self.say(f"      {self.meter.stages[-1]}")
-
-    @contextmanager
-    def _bar(self, label: str) -> Iterator[OnStep]:
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-        note_column = TextColumn("{task.fields[note]}", markup=False)
-        with Progress(
-            *columns, TimeRemainingColumn(), note_column, console=self.console, transient=True
-        ) as progress:
-            task = progress.add_task(label, total=None, note="")
-
-            def on_step(done: int, total: int, note: str = "") -> None:
-                progress.update(task, completed=done, total=total, note=note)
-
+        is_terminal = self.console.is_terminal
+        if not is_terminal:
+            self.say(label)
+        with (
+            self.meter.stage(title),
+            steps_shown(
+                label if is_terminal else title, self.console, SECONDS_BETWEEN_LINES, indent=" " * 6
+            ) as on_step,
+        ):
             yield on_step
-
-    def _lines(self, title: str) -> OnStep:
-        """Prints how far a stage is, not too often, with the time left by what the steps took so far."""
-        started = last = monotonic()
-
-        def on_step(done: int, total: int, note: str = "") -> None:
-            nonlocal last
-            now = monotonic()
-            if not 0 < done < total or now - last < SECONDS_BETWEEN_LINES:
-                return
-            last = now
-            left = (now - started) / done * (total - done)
-            said = f"{note}, " if note else ""
-            self.say(f"      {title}: {done} of {total}, {said}about {duration(left)} left")
-
-        return on_step
-
-
-def duration(seconds: float) -> str:
-    """Seconds as text, in minutes from two minutes on."""
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
-
-
-SECONDS_BETWEEN_LOG_LINES = 30.0
+        self.say(f"      {self.meter.stages[-1]}")
 
 
 @dataclass
 class RunProgress:
-    """Counts what is done."""
+    """Counts what is done of many things, some of which fail."""
 
-    what: str
-    """Things that are counted, in the plural."""
     total: int
     """How many there will be."""
-    bar: Progress | None
-    """Bar on a terminal; None writes lines."""
-    console: Console
-    """Where lines go."""
+    on_step: OnStep
+    """Shows it."""
     num_done: int = 0
     """Done in this run."""
     num_failed: int = 0
     """Of them, those that could not be made."""
-    _task: TaskID | None = None
-    _started: float = field(default_factory=monotonic)
-    _last_line: float = field(default_factory=monotonic)
 
-    def __post_init__(self) -> None:
-        if self.bar is not None:
-            self._task = self.bar.add_task(self.what, total=self.total)
-
-    @property
-    def num_left(self) -> int:
-        """Not done yet."""
-        return self.total - self.num_done
-
-    def advance(self, count: int, failed: bool = False) -> None:
+    def advance(self, count: int = 1, failed: bool = False) -> None:
         """Takes note of `count` more things."""
         self.num_done += count
         self.num_failed += count if failed else 0
-        if self.bar is not None and self._task is not None:
-            label = f"{self.what} ({self.num_failed} failed)" if self.num_failed else self.what
-            self.bar.update(self._task, advance=count, description=label)
-        elif monotonic() - self._last_line >= SECONDS_BETWEEN_LOG_LINES:
-            self._last_line = monotonic()
-            self.console.print(self.line(monotonic() - self._started), highlight=False)
-
-    def line(self, elapsed: float) -> str:
-        """One line about the state after so many seconds."""
-        left = elapsed / max(self.num_done, 1) * self.num_left
-        failed = f", {self.num_failed} failed" if self.num_failed else ""
-        return f"{self.what}: {self.num_done} of {self.total}{failed}, about {in_words(left)} left"
+        self.on_step(self.num_done, self.total, f"{self.num_failed} failed" if self.num_failed else "")
 
 
 @contextmanager
 def run_progress(what: str, total: int) -> Iterator[RunProgress]:
-    """Progress of `total` things, shown while the block runs."""
-    console = Console()
-    if not console.is_terminal:
-        yield RunProgress(what, total, None, console)
-        return
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console, speed_estimate_period=3600) as bar:
-        yield RunProgress(what, total, bar, console)
-
-
-def in_words(seconds: float) -> str:
-    """A span of time in its largest fitting unit."""
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
+    """Progress of `total` things, shown while the block runs; `what` names them in the plural."""
+    with steps_shown(what, seconds_between=SECONDS_BETWEEN_LOG_LINES) as on_step:
+        yield RunProgress(total, on_step)

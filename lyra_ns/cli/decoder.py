@@ -1,4 +1,4 @@
-"""`ns-lyra convert` and `ns-lyra fetch-lpips`: weights in, weights out."""
+"""`ns-lyra convert`: weights in, weights out."""
 
 from __future__ import annotations
 
@@ -136,17 +136,3 @@ def largest_change(tensors: Mapping[str, Tensor], dtype: str) -> float:
         share = (stored - tensor).abs() / tensor.abs().clamp_min(torch.finfo(tensor.dtype).tiny)
         largest = max(largest, float(share.max()))
     return largest
-
-
-@dataclass
-class FetchLpips:
-    """Fetch the convolutional trunk of LPIPS into the user's cache, so that training can go offline."""
-
-    net: Annotated[Literal["vgg", "alex"], tyro.conf.Positional] = "vgg"
-    """VGG-16 (59 MB) is what the paper trains with; AlexNet ships with this package."""
-
-    def run(self) -> None:
-        """Fetch, check and convert the weights, then say where they are."""
-        from lyra_ns.ops.lpips import fetch_lpips_trunk
-
-        print(fetch_lpips_trunk(self.net))

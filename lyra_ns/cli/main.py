@@ -21,7 +21,7 @@ import tyro
 from lyra_ns import __version__
 from lyra_ns.cli.curriculum import TrainCurriculum
 from lyra_ns.cli.data import CheckData, SampleData, Unpack
-from lyra_ns.cli.decoder import Convert, FetchLpips
+from lyra_ns.cli.decoder import Convert
 from lyra_ns.cli.demo import Demo
 from lyra_ns.cli.doctor import Doctor
 from lyra_ns.cli.evaluate import Evaluate, PhotoCheck
@@ -100,7 +100,6 @@ Command = Union[  # noqa: UP007 - tyro reads the Annotated members of a Union
     Annotated[PhotoCheck, tyro.conf.subcommand("photo-check")],
     Annotated[TrainCurriculum, tyro.conf.subcommand("curriculum")],
     Annotated[Convert, tyro.conf.subcommand("convert")],
-    Annotated[FetchLpips, tyro.conf.subcommand("fetch-lpips")],
     Annotated[Doctor, tyro.conf.subcommand("doctor")],
 ]
 

@@ -132,8 +132,7 @@ class Refine:
         return holding_back(views, self.held_back)
 
     def _refined(self, gaussians: Gaussians, views: RefinementViews) -> Refinement:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+        from lyra_ns.progress import steps_shown
         from lyra_ns.refinement.config import RefinementConfig, usual_steps
         from lyra_ns.refinement.run import RefinementStep, refine
         from lyra_ns.rendering import RenderSettings
@@ -146,11 +145,9 @@ class Refine:
             densify=self.densify,
             render=RenderSettings(response=self._response),
         )
-        columns = (TextColumn("refined"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, TextColumn("{task.fields[said]}"), transient=True) as progress:
-            task = progress.add_task("", total=steps, said="")
+        with steps_shown("refined") as on_step:
 
-            def on_step(step: RefinementStep) -> None:
-                progress.update(task, completed=step.step, said=str(step))
+            def tell(step: RefinementStep) -> None:
+                on_step(step.step, steps, str(step))
 
-            return refine(gaussians, [views], config, on_step)
+            return refine(gaussians, [views], config, tell)

@@ -1,13 +1,15 @@
-"""Latent files: the official pickle, read without running anything in it, and our own safetensors."""
+"""Latent files: the official pickle of torch.save, read without running anything in it, and safetensors."""
 
 from __future__ import annotations
 
 import io
+import math
 import pickle
+import re
+import struct
+import threading
 import zipfile
-from collections import OrderedDict
-from pathlib import Path
-from types import SimpleNamespace
+import zlib
 from typing import Any, Literal
 
 import numpy as np
@@ -16,56 +18,68 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.serialization import safe_globals
 
 from lyra_ns.data.atomic import Source, write_whole
 
 LatentFormat = Literal["pkl", "safetensors"]
 SAFETENSORS_KEY = "z"
-LEGACY_TORCH_MAGIC = 0x1950A86A20F9469CFC6C
-"""First object in a file of torch.save before its zip format."""
-NUMPY_CORE = "numpy.core" if np.__version__.startswith("1.") else "numpy._core"
-NUMPY_NAMES = {
-    ("multiarray", "_reconstruct"),
-    ("numeric", "_frombuffer"),
-}
-TORCH_NAMES = {"_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter"}
-STORAGE_NAMES = {"FloatStorage", "HalfStorage", "BFloat16Storage", "DoubleStorage", "ByteStorage"}
+OLDER_FORM = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
+"""Start of a file of torch.save before its zip format: a number, pickled."""
+FLOAT_KINDS = {"f2", "f4", "f8"}
+"""numpy's names of the kinds of numbers that latents may have."""
+DAMAGES = (
+    *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, TypeError),
+    *(ValueError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error, SafetensorError),
+)
+"""What reading a damaged file may raise; RecursionError and NotImplementedError are RuntimeErrors."""
 
 
 class CodeInPickleError(ValueError):
     """A pickle asks for something other than a tensor or an array, so it was not read."""
 
 
-class _TensorUnpickler(pickle.Unpickler):
-    """Unpickler that can name numpy arrays and torch tensors and nothing else."""
+class _StoredKind:
+    """Stands for numpy's dtype in a pickle."""
 
-    def find_class(self, module: str, name: str) -> Any:
-        """The object `module.name` if it is needed to rebuild a tensor; CodeInPickleError otherwise."""
-        package, _, inner = module.rpartition(".")
-        allowed = (
-            (package in ("numpy.core", "numpy._core") and (inner, name) in NUMPY_NAMES)
-            or (module == "numpy" and name in ("ndarray", "dtype"))
-            or (module == "numpy.dtypes" and name.endswith("DType"))
-            or (module == "torch._utils" and name in TORCH_NAMES)
-            or (module in ("torch", "torch.storage") and name in STORAGE_NAMES | {"UntypedStorage"})
-            or (module, name) == ("_codecs", "encode")
-        )
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if not allowed:
-            raise CodeInPickleError(f"{module}.{name}")
-        if package in ("numpy.core", "numpy._core"):
-            # numpy 2 renamed the package; a file may come from either side.
-            module = f"{NUMPY_CORE}.{inner}"
-        return super().find_class(module, name)
+    def __init__(self, name: str, *_: Any) -> None:
+        self.name, self.byte_order = name, "<"
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """Takes the byte order, as numpy's would."""
+        self.byte_order = state[1]
+
+    def dtype(self) -> np.dtype[Any]:
+        """The kind of numbers; ValueError for any but floats."""
+        if self.name not in FLOAT_KINDS:
+            raise ValueError(f"an array of {self.name!r}, not of floats")
+        return np.dtype(self.byte_order + self.name)
 
 
-_TENSORS_ONLY = SimpleNamespace(
-    __name__="tensors_only",
-    Unpickler=_TensorUnpickler,
-    load=lambda file, **options: _TensorUnpickler(file, **options).load(),
-)
-"""Stands in for the pickle module inside torch.load."""
+class _StoredArray:
+    """Stands for numpy's array in a pickle, whose own would allocate what the file declares."""
+
+    def __init__(self, *_: Any) -> None:
+        self.values: np.ndarray | None = None
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """Takes the content, as numpy's would; ValueError if shape and kind promise another length."""
+        _, shape, kind, is_fortran, content = state
+        dtype = kind.dtype()
+        if math.prod(shape) * dtype.itemsize != len(content):
+            raise ValueError(f"an array of shape {shape} in {len(content)} bytes")
+        self.values = np.frombuffer(content, dtype).reshape(shape, order="F" if is_fortran else "C")
+
+
+STAND_INS: list[Any] = [
+    (_StoredArray, "numpy.core.multiarray._reconstruct"),
+    (_StoredArray, "numpy._core.multiarray._reconstruct"),
+    (_StoredArray, "numpy.ndarray"),
+    (_StoredKind, "numpy.dtype"),
+]
+"""What torch's unpickler may make beside tensors, by the name in the file; numpy 2 renamed its package."""
+ONE_LOAD = threading.Lock()
+"""Held while the stand-ins are allowed: torch keeps one list for the process."""
 
 
 def read_latents(path: Source) -> Float[Tensor, "C T h w"]:
@@ -84,9 +98,7 @@ def read_latents(path: Source) -> Float[Tensor, "C T h w"]:
             f"latent {path} must hold only an array, found a pickle that calls {error}; it was not run: "
             "do not trust this file, get the latents from their source again"
         ) from error
-    except (EOFError, KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise _damaged(path, error) from error
-    except (pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError, OSError) as error:
+    except DAMAGES as error:
         raise _damaged(path, error) from error
     return _checked(values, path)
 
@@ -113,21 +125,35 @@ def _read_safetensors(content: bytes) -> Any:
 
 
 def _read_pickle(content: bytes) -> Any:
-    buffer = io.BytesIO(content)
-    if zipfile.is_zipfile(buffer):
-        with zipfile.ZipFile(buffer) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                raise CodeInPickleError("a TorchScript program")
-    else:
-        buffer.seek(0)
-        first = _TensorUnpickler(buffer).load()
-        if not (isinstance(first, int) and first == LEGACY_TORCH_MAGIC):
-            return first
-    buffer.seek(0)
-    return torch.load(buffer, map_location="cpu", pickle_module=_TENSORS_ONLY, weights_only=False)
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        _check_archive(content)
+    elif not content.startswith(OLDER_FORM):
+        raise ValueError("neither form of torch.save")
+    try:
+        with ONE_LOAD, safe_globals(STAND_INS):
+            values = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if foreign := re.search(r"GLOBAL (\S+)", str(error)):
+            raise CodeInPickleError(foreign[1]) from error
+        # Before the reason stands torch's advice to trust the file.
+        raise ValueError([line for line in str(error).splitlines() if line][:2][-1]) from error
+    if isinstance(values, _StoredArray):
+        return values.values
+    if isinstance(values, Tensor) and values.numel() > len(content):
+        raise ValueError(f"a tensor of shape {tuple(values.shape)} in {len(content)} bytes")
+    return values
 
 
-def _damaged(path: Source, error: Exception) -> ValueError:
+def _check_archive(content: bytes) -> None:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            raise CodeInPickleError("a TorchScript program")
+        # torch.save does not compress, so that this only keeps bombs from going off.
+        if sum(entry.file_size for entry in archive.infolist()) > len(content):
+            raise ValueError("members that are larger than the file")
+
+
+def _damaged(path: Source, error: BaseException) -> ValueError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return ValueError(
         f"latent {path} must be a file of torch.save or safetensors, found one that is cut short or of "
@@ -136,8 +162,8 @@ def _damaged(path: Source, error: Exception) -> ValueError:
 
 
 def _checked(values: Any, path: Source) -> Tensor:
-    if isinstance(values, np.ndarray) and values.dtype.kind == "f":
-        values = torch.from_numpy(np.ascontiguousarray(values))
+    if isinstance(values, np.ndarray):
+        values = torch.from_numpy(np.array(values, values.dtype.newbyteorder("="), order="C"))
     if not isinstance(values, Tensor) or not values.is_floating_point():
         raise ValueError(
             f"latent {path} must hold an array of floats, found {type(values).__name__}: write it again"

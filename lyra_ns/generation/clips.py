@@ -457,6 +457,7 @@ class TeacherStage:
 
     def start(self, device: torch.device) -> DoJob:
         """Loads the teacher."""
+        # Not from a file: the process that started this one made them, and pickles this stage to it anyway.
         requests = torch.load(io.BytesIO(self.requests), weights_only=False)
         return _makes(load_teacher(self.choice, device), requests, self.kept)
 

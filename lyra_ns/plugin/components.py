@@ -200,7 +200,8 @@ class FrozenParts:
     def perceptual(self, device: torch.device) -> PerceptualDistance:
         """LPIPS with the net of the loss configuration."""
         if self._perceptual is None:
-            self._perceptual = load_lpips(self._config.loss.lpips_net).to(device)
+            loss = self._config.loss
+            self._perceptual = load_lpips(loss.lpips_net, weights=loss.lpips_weights).to(device)
         return self._perceptual
 
     def training_perceptual(self, device: torch.device) -> PerceptualDistance:

@@ -11,14 +11,14 @@ import math
 import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 
 import torch
 from jaxtyping import Float, UInt8
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import track
 from torch import Tensor
 
 from lyra_ns.camera_paths import NUM_NOVEL_PATHS, TRAJECTORIES, draw_distance, novel_path, trajectory_path
@@ -244,14 +244,8 @@ def write_scene(jobs: SceneJobs, index: int, bank: TextureBank) -> None:
 
 def _finished(jobs: SceneJobs, indices: list[int], num_workers: int) -> Iterator[int]:
     """The numbers of the scenes, each when it is written, under a progress bar."""
-    columns = (TextColumn("sample scenes"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
-        task = progress.add_task("", total=len(indices))
-        for index in (
-            _in_this_process(jobs, indices) if num_workers <= 1 else _in_pool(jobs, indices, num_workers)
-        ):
-            progress.advance(task)
-            yield index
+    finished = _in_this_process(jobs, indices) if num_workers <= 1 else _in_pool(jobs, indices, num_workers)
+    yield from track(finished, "sample scenes", total=len(indices))
 
 
 def _in_this_process(jobs: SceneJobs, indices: list[int]) -> Iterator[int]:
@@ -269,11 +263,9 @@ def _in_pool(jobs: SceneJobs, indices: list[int], num_workers: int) -> Iterator[
     with ProcessPoolExecutor(num_workers, context, _start_worker, (jobs,)) as pool:
         waiting: dict[Future[None], int] = {pool.submit(_work, index): index for index in indices}
         try:
-            while waiting:
-                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-                    yield waiting.pop(future)
+            for future in as_completed(waiting):
+                future.result()
+                yield waiting[future]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -86,7 +86,7 @@ def test_no_paragraph_of_a_command_is_broken_by_tyro(name):
 def test_every_output_has_a_short_name(name):
     command = COMMANDS[name]
     if "output" not in {item.name for item in fields(command)}:
-        assert name in {"check-data", "write-prompts", "fetch-lpips", "doctor"}
+        assert name in {"check-data", "write-prompts", "doctor"}
         return
     positional = [] if name in {"sample-data", "photo-check", "demo", "curriculum", "generate"} else ["in"]
     arguments = positional + (["--prompt", "a"] if name == "generate" else [])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import shutil
 
 import numpy as np
@@ -75,8 +74,7 @@ def fewer_frames(static):
 
 
 def pickle_with_code(static):
-    with open(static / "3/latent/b.pkl", "wb") as file:
-        pickle.dump(Code(), file)
+    torch.save(Code(), static / "3/latent/b.pkl")
 
 
 BAD = {

