@@ -23,7 +23,11 @@ def main(
 ) -> None:
     """Make a scene of the photograph with default settings, or with so many steps of refinement."""
     started = time.perf_counter()
-    from lyra_ns.generation.run import generate
+    try:
+        from lyra_ns.generation.run import generate
+    except ModuleNotFoundError:
+        # Checkouts before 0.2.0.
+        from lyra_ns.generation.generate import generate
     from lyra_ns.generation.settings import GenerateSettings
 
     given = {} if refine_steps is None else {"refine_steps": refine_steps}

@@ -354,13 +354,18 @@ def generate(settings):
 """
 
 
-def test_scenes_are_made_by_the_checkout_that_is_given_and_with_the_arguments(tmp_path: Path) -> None:
+@pytest.mark.parametrize("module_name", ["run", "generate"])
+def test_scenes_are_made_by_the_checkout_that_is_given_and_with_the_arguments(
+    tmp_path: Path, module_name: str
+) -> None:
+    """The older of which have another name for the module that makes them."""
     picture = drawn_picture(4, 6)
     camera = Crop.of_aspect(picture, 4, 6).camera(torch.tensor([5.0, 5.0, 3.0, 2.0]), 4, 6)
     pixels = per_pixel(torch.zeros(4, 6, 3), torch.ones(4, 6), camera)
     package = tmp_path / "checkout" / "lyra_ns" / "generation"
     package.mkdir(parents=True)
-    (package / "generate.py").write_text(FAKE_GENERATE)
+    module = package / f"{module_name}.py"
+    module.write_text(FAKE_GENERATE)
     (package / "settings.py").write_text("GenerateSettings = dict")
     save_ply(pixels, package / "scene.ply")
     for way, arguments in ARGUMENTS.items():
@@ -370,7 +375,7 @@ def test_scenes_are_made_by_the_checkout_that_is_given_and_with_the_arguments(tm
         assert maker.made("drawn", picture) is scene
         assert scene.record["refine_steps"] == {"default": None, "feed-forward": 0}[way]
         assert set(scene.cost) == {"seconds", "cpu_seconds", "peak_gib"}
-    (package / "generate.py").write_text("def generate(settings): raise ValueError('no such photograph')")
+    module.write_text("def generate(settings): raise ValueError('no such photograph')")
     with pytest.raises(RuntimeError, match=r"no scene of white could be made(?s:.*)no such photograph"):
         maker.made("white", picture)
 
