@@ -275,8 +275,9 @@ class _Run:
                 self._take_note(result)
                 progress.advance(size(result.job), failed=result.failure is not None)
         if lost:
+            num_left = progress.total - progress.num_done
             raise ValueError(
-                f"{'; '.join(lost)} ({len(lost)} of {len(workers)} workers lost, {progress.num_left} {what} "
+                f"{'; '.join(lost)} ({len(lost)} of {len(workers)} workers lost, {num_left} {what} "
                 "left: run the command again to go on)"
             )
 
