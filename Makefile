@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY := PASSIVE
 
 PYTEST = python -m pytest --timeout 600 -n $(WORKERS)
 
-.PHONY: demo test setup lint format type unit e2e bench-gpu clean
+.PHONY: demo test test-fast setup lint format type unit e2e bench-gpu clean
 
 demo: setup
 	ns-lyra demo --output $(DEMO)
@@ -39,6 +39,10 @@ type: setup
 
 unit: setup
 	$(PYTEST) -m "not end_to_end and not browser"
+
+# What takes no more than a second or two each: a look of three minutes at most while one works.
+test-fast: setup
+	$(PYTEST) -m "not slow and not end_to_end and not browser and not gpu"
 
 e2e: setup
 	$(PYTEST) -m "end_to_end or browser"

@@ -284,6 +284,7 @@ def test_infer_refuses_what_does_not_fit(lyra: Lyra, walls: Path) -> None:
     assert named.render_settings.response == "auto"
 
 
+@pytest.mark.slow
 def test_evaluate_gives_the_table_of_the_command(
     lyra: Lyra, walls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,6 +57,7 @@ def assert_same(found: Generated, expected: Generated) -> None:
     torch.testing.assert_close(vars(found.gaussians), vars(expected.gaussians), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_scene_comes_as_tensors(of_path: Generated, files: Path) -> None:
     assert of_path.gaussians.num == 2 * 9 * 8 * 12 // 2
     assert of_path.latents.shape == (2, 16, 2, 8, 12)
@@ -75,6 +76,7 @@ def test_a_decoder_gives_the_same_of_its_latents(of_path: Generated, files: Path
     torch.testing.assert_close(again.means, of_path.gaussians.means, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["array", "floats", "pillow", "tensor", "opaque", "path"])
 def test_a_picture_may_have_any_form(of_path: Generated, files: Path, form: str) -> None:
     with Image.open(files / "picture.png") as picture:
@@ -90,6 +92,7 @@ def test_a_picture_may_have_any_form(of_path: Generated, files: Path, form: str)
     assert_same(make(files, forms[form]), of_path)
 
 
+@pytest.mark.slow
 def test_grey_pictures_and_pictures_of_other_modes_are_taken(files: Path) -> None:
     with Image.open(files / "picture.png") as picture:
         grey = picture.convert("L")
@@ -97,6 +100,7 @@ def test_grey_pictures_and_pictures_of_other_modes_are_taken(files: Path) -> Non
         assert make(files, picture.convert("CMYK")).gaussians.num > 0
 
 
+@pytest.mark.slow
 def test_nothing_is_left_on_disk(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -108,6 +112,7 @@ def test_nothing_is_left_on_disk(files: Path, tmp_path: Path, monkeypatch: pytes
     assert sorted(files.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_files_are_written_where_they_are_asked_for(of_path: Generated, files: Path, tmp_path: Path) -> None:
     made = make(files, str(files / "picture.png"), str(tmp_path / "scene"))
     assert made.folder == tmp_path / "scene"
@@ -120,6 +125,7 @@ def test_files_are_written_where_they_are_asked_for(of_path: Generated, files: P
         make(files, files / "picture.png", tmp_path / "scene")
 
 
+@pytest.mark.slow
 def test_stages_are_printed_only_when_asked_for(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make(files, files / "picture.png")
     assert capsys.readouterr().out == ""
@@ -130,6 +136,7 @@ def test_stages_are_printed_only_when_asked_for(files: Path, capsys: pytest.Capt
     assert "pictures rendered" not in printed
 
 
+@pytest.mark.slow
 def test_lists_and_single_values_are_taken_for_tuples(files: Path) -> None:
     made = make(files, files / "picture.png", trajectory="left", intrinsics=[100.0, 100.0, 60.0, 40.0])
     assert made.record["settings"]["trajectory"] == ["left"]

@@ -89,6 +89,7 @@ def measured(
     return {"conditioning": conditioning.peak, "trunk": before + trunk.peak, "head": before + head.peak}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_chunked", [False, True])
 @pytest.mark.parametrize(
     ("config", "size", "prune_ratio"),
@@ -174,6 +175,7 @@ for depth in (1, 3):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="callers hold arguments until the call returns")
 def test_later_blocks_do_not_find_the_embedding_alive() -> None:
     """Several blocks peak where one does; in a process without the checks of shapes, which hold arguments."""

@@ -72,6 +72,7 @@ def test_a_network_of_transformers_that_lacks_tensors_is_refused(tmp_path: Path)
         load_pretrained(both, str(tmp_path), "test", "config.json")
 
 
+@pytest.mark.slow
 def test_folders_that_lack_files_are_told_as_folders(folder: Path) -> None:
     cases = [
         ("unet/diffusion_pytorch_model.safetensors", "no file named diffusion_pytorch_model"),

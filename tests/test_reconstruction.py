@@ -67,6 +67,7 @@ def assert_close(found: Gaussians, expected: Gaussians) -> None:
         torch.testing.assert_close(getattr(found, name), values, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     num_views=st.integers(1, 7),

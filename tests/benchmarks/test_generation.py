@@ -49,6 +49,7 @@ def rows(bench: Bench) -> dict[str, Any]:
     return {row.pop("way"): row for row in content["rows"]}
 
 
+@pytest.mark.slow
 def test_evaluations_put_more_and_more_of_ours_in(bench: Callable[[str], Bench]) -> None:
     one = bench("evaluations")
     network.evaluation_rows(one)
@@ -65,6 +66,7 @@ def test_evaluations_put_more_and_more_of_ours_in(bench: Callable[[str], Bench])
     assert len(table) == 1 + len(found)
 
 
+@pytest.mark.slow
 def test_deviations_are_those_of_whole_runs(bench: Callable[[str], Bench]) -> None:
     one = bench("deviations")
     sampler.deviation_rows(one, 9, 7)
@@ -77,6 +79,7 @@ def test_deviations_are_those_of_whole_runs(bench: Callable[[str], Bench]) -> No
     assert "frames" in TABLE_OF_PART["deviations"](one.file.content["parts"])
 
 
+@pytest.mark.slow
 def test_errors_are_against_float32(bench: Callable[[str], Bench]) -> None:
     one = bench("errors")
     sampler.error_rows(one, 9)
@@ -86,6 +89,7 @@ def test_errors_are_against_float32(bench: Callable[[str], Bench]) -> None:
     assert cells(TABLE_OF_PART["errors"](one.file.content["parts"]))[1][0] == PLAIN_WAY
 
 
+@pytest.mark.slow
 def test_guidance_is_measured_both_ways(bench: Callable[[str], Bench]) -> None:
     one = bench("guidance")
     network.guidance_rows(one)
@@ -93,6 +97,7 @@ def test_guidance_is_measured_both_ways(bench: Callable[[str], Bench]) -> None:
     assert len(cells(TABLE_OF_PART["guidance"](one.file.content["parts"]))) == 3
 
 
+@pytest.mark.slow
 def test_policies_and_tokenizer_are_measured(
     bench: Callable[[str], Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +112,7 @@ def test_policies_and_tokenizer_are_measured(
     assert not [row for row in [*found.values(), *rows(other).values()] if "failed" in row]
 
 
+@pytest.mark.slow
 def test_rows_are_kept_made_again_after_failure_and_resumed(bench: Callable[[str], Bench]) -> None:
     def fail() -> Any:
         raise RuntimeError("out of memory")

@@ -49,6 +49,7 @@ def small_clips(monkeypatch: pytest.MonkeyPatch) -> dict[str, warped_clips.Warpe
     return warped_clips.warped_clips({"drawn": packed(drawn_picture())})
 
 
+@pytest.mark.slow
 def test_clips_begin_with_the_photograph_and_have_no_holes(small_clips) -> None:
     clips = small_clips["drawn"]
     assert clips.frames.shape == (6, 17, 3, 32, 48)
@@ -63,6 +64,7 @@ def test_clips_begin_with_the_photograph_and_have_no_holes(small_clips) -> None:
     assert clips.frames.float().mean(2).max() < 250
 
 
+@pytest.mark.slow
 def test_the_protocol_is_what_it_was(small_clips) -> None:
     """Golden numbers of the clips: a decoder of tomorrow is judged by the frames of today."""
     clips = small_clips["drawn"]
@@ -119,6 +121,7 @@ def test_scores_pool_errors_and_leave_the_photograph_apart() -> None:
     assert found["input_psnr"] == pytest.approx(40.0, abs=1e-2)
 
 
+@pytest.mark.slow
 def test_a_decoder_is_judged_at_two_frames_of_every_path(small_clips) -> None:
     decoder = LatentGaussianDecoder(SMALL_DECODER).eval()
     clips = small_clips["drawn"]

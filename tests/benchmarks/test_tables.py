@@ -330,6 +330,7 @@ def differences(left: LyraModelConfig, right: LyraModelConfig) -> set[str]:
     return found | ({"warm_start_steps"} if left.warm_start_steps != right.warm_start_steps else set())
 
 
+@pytest.mark.slow
 def test_a_run_trains_and_measures_on_held_out_paths(tmp_path: Path) -> None:
     data = write_wall_scenes(tmp_path / "walls")
     setting = Setting(decoder_width=64, decoder_depth=1, cell_size=8, steps=2, warm_start_steps=1)

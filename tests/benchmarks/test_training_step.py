@@ -25,6 +25,7 @@ SETTINGS = StepSettings(decoder=SMALL, lpips_net="alex", lpips_dtype=None)
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_both_ways_take_the_same_steps_and_say_what_they_cost() -> None:
     """Every part has a time, and fast and plain settings find equal losses before and after weights moved."""
     fast, plain = training_rows(TINY, SETTINGS, device="cpu", repetitions=1)

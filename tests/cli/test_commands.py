@@ -68,6 +68,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_decoder(tiny_decoder(), tmp_path_factory.mktemp("decoder") / "tiny.safetensors"))
 
 
+@pytest.mark.slow
 def test_evaluate_prints_a_table_and_writes_all_about_it(walls, checkpoint, tmp_path, capsys):
     output = tmp_path / "results.json"
     Evaluate(
@@ -107,6 +108,7 @@ def test_held_out_scenes_are_the_manifests_or_all(walls, tmp_path):
         held_out_names(LyraStore(walls), 0)
 
 
+@pytest.mark.slow
 def test_photo_check_writes_numbers_and_a_picture(checkpoint, tmp_path, capsys):
     PhotoCheck(checkpoint=checkpoint, output=tmp_path, height=48, width=64, num_frames=9, device="cpu").run()
     report = json.loads((tmp_path / "photo_check.json").read_text())
@@ -139,6 +141,7 @@ class HalfMetreScene(Reconstructor):
         return replace(splats, means=2 * splats.means, scales=2 * splats.scales)
 
 
+@pytest.mark.slow
 def test_photo_is_read_in_the_unit_that_reproduces_the_input():
     reconstruct = HalfMetreScene(tiny_decoder(), load_codec("linear"))
     result = check_photo(reconstruct, RenderSettings(response="ewa"), load_lpips("alex"), 48, 64, 9)

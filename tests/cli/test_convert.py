@@ -76,6 +76,7 @@ def dynamic(official: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return official
 
 
+@pytest.mark.slow
 def test_a_full_size_file_survives_the_way_through(
     official: Path, tensors: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +98,7 @@ def test_a_full_size_file_survives_the_way_through(
     assert "nvidia" not in printed
 
 
+@pytest.mark.slow
 def test_released_files_are_known_by_their_content(
     dynamic: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -96,6 +96,7 @@ def gain(printed: str) -> float:
     return after - before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["data", "latents", "pictures"])
 def test_frames_that_were_held_back_gain(folder, tmp_path, capsys, data):
     refine(folder, tmp_path / "fine.ply", data=folder / data).run()
@@ -120,6 +121,7 @@ def test_the_suffix_says_what_is_written(folder, tmp_path, suffix):
     assert (suffix == ".html") == content[:14].lower().startswith(b"<!doctype html")
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_generated_scene_brings_its_clips(folder, tmp_path, capsys):
     scene = tmp_path / "scene"
     scene.mkdir()

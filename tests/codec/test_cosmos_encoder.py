@@ -160,6 +160,7 @@ def test_attention_by_products_equals_fused_attention(monkeypatch):
         torch.testing.assert_close(cosmos_encoder._attend_by_products(rows), expected)
 
 
+@pytest.mark.slow
 def test_kernels_equal_torch():
     """The Triton kernels, interpreted on the CPU in a process of their own: Triton asks when imported."""
     interpreted("cosmos_kernel_values.py", seconds=120)

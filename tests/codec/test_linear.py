@@ -136,6 +136,7 @@ def blurred_noise(seed: int) -> torch.Tensor:
     return functional.interpolate(coarse, (17, 64, 64), mode="trilinear")
 
 
+@pytest.mark.slow
 def test_fit_is_deterministic_and_best_on_its_own_videos(tmp_path, codec):
     videos = [blurred_noise(1), blurred_noise(2)]
     fit = fit_codec_file(videos, tmp_path / "codec.safetensors")
@@ -152,6 +153,7 @@ def test_fit_is_deterministic_and_best_on_its_own_videos(tmp_path, codec):
     torch.testing.assert_close(float(error), fit.group_error, rtol=1e-3, atol=0)
 
 
+@pytest.mark.slow
 def test_fitted_statistics_are_those_of_the_latents():
     videos = [blurred_noise(1), blurred_noise(2)]
     codec = fit_linear_codec(videos).codec
@@ -174,6 +176,7 @@ def test_fit_refuses_too_little():
         fit_linear_codec([torch.zeros(1, 3, 17, 64, 64)])
 
 
+@pytest.mark.slow
 def test_fit_from_a_dataset(tmp_path):
     root = write_small_dataset(tmp_path, num_scenes=1)
     fit = fit_from_store(root, tmp_path / "out.safetensors", num_scenes=1)
@@ -196,6 +199,7 @@ def test_fit_from_a_dataset(tmp_path):
         assert errors[0] < 0.2 * errors[1]
 
 
+@pytest.mark.slow
 def test_a_digest_names_the_weights(codec, tmp_path):
     assert codec.digest == load_linear_codec().digest == codec.to("cpu").digest
     assert len(codec.digest) == 16

@@ -95,6 +95,7 @@ def test_stages_are_chosen_by_number_range_and_name() -> None:
         FULL.chosen(" ,")
 
 
+@pytest.mark.slow
 def test_what_runs_is_what_the_options_say(data: Path, tmp_path: Path) -> None:
     """Every column of the table arrives in the trainer's configuration."""
     choices = RunChoices(tmp_path, data, data, seed=7, num_devices=2, target_frames="latents")
@@ -186,6 +187,7 @@ def curriculum(stages: str, choices: RunChoices, init_from: Path | None = None) 
     return Curriculum("tiny", TINY.chosen(stages), choices, init_from)
 
 
+@pytest.mark.slow
 def test_stages_hand_on_their_weights(fake, data, dynamic_data, tmp_path) -> None:
     """Stage 8 starts from stage 6, not from the pruned 7; finished ones are skipped; all is recorded."""
     choices = RunChoices(tmp_path, data, dynamic_data)

@@ -79,6 +79,7 @@ def test_exponential_targets_have_the_official_statistics():
     assert float(frames_drawn("uniform", 121, 40_000).mean()) == pytest.approx(60.0, abs=0.7)
 
 
+@pytest.mark.slow
 def test_number_of_trajectories_is_uniform(loaded):
     generator = torch.Generator().manual_seed(0)
     drawn = torch.tensor([draw_num_trajectories(loaded, OFFICIAL, generator) for _ in range(3000)])
@@ -310,6 +311,7 @@ def dynamic(tmp_path_factory):
     return load_scene(LyraStore(root).scene("s"), with_rgb=True)
 
 
+@pytest.mark.slow
 def test_dynamic_targets_show_one_moment_from_all_twelve_views(dynamic, codec):
     assert dynamic.input_ids == [0, 1, 2, 3, 4, 5]
     moments = set()

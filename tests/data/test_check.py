@@ -33,6 +33,7 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+@pytest.mark.slow
 def test_a_good_dataset_passes_and_progress_is_told(good):
     seen = []
     report = check_dataset(good, on_clip=lambda scene, trajectory: seen.append((scene, trajectory)))
@@ -123,6 +124,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", BAD)
 def test_each_fault_is_named_with_its_clip(root, fault):
     spoil, what, message = BAD[fault]
@@ -145,6 +147,7 @@ def test_missing_trajectory_is_named(root):
     assert "found none for [4]" in problem.message
 
 
+@pytest.mark.slow
 def test_held_out_paths_are_checked_too(root):
     (root / "novel/0/rgb/a.mp4").unlink()
     problems = check_dataset(root).problems
@@ -152,6 +155,7 @@ def test_held_out_paths_are_checked_too(root):
     assert "novel 0" in check_dataset(root).as_text()
 
 
+@pytest.mark.slow
 def test_depth_may_be_left_out_when_not_required(root):
     (root / "static/3/depth/b.zip").unlink()
     assert check_dataset(root, depth_required=False).is_good
@@ -159,6 +163,7 @@ def test_depth_may_be_left_out_when_not_required(root):
     assert [p.trajectory for p in check_dataset(root, depth_required=False).problems] == [2]
 
 
+@pytest.mark.slow
 def test_manifest_and_folders_are_compared(root):
     listing = {"a": [0, 1, 2, 3, 4, 5], "b": [0, 1, 2, 3, 4, 5]}
     write_manifest(root, Manifest("linear", 17, 32, 48, listing, {"a": [0], "b": [0]}))

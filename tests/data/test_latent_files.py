@@ -121,6 +121,7 @@ def test_no_more_is_allocated_than_the_file_holds(tmp_path, z):
         read_latents(tmp_path / "bomb.pkl")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_zip", [True, False])
 def test_any_damage_is_one_sentence(tmp_path, z, is_zip):
     """One byte changed at each of many places: the latents, other numbers, or the sentence."""

@@ -326,6 +326,7 @@ def test_poses_of_reversed_views_are_put_in_forward_time(tmp_path, pose_flipped)
         torch.testing.assert_close(clip.cameras().camera_to_world, poses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pose_flipped", [True, False])
 def test_manifest_decides_the_pose_order_unless_the_user_does(tmp_path, pose_flipped):
     dynamic_scene(tmp_path, pose_flipped)
@@ -341,6 +342,7 @@ def test_manifest_decides_the_pose_order_unless_the_user_does(tmp_path, pose_fli
             assert clip.reverse_poses == (order == "reverse")
 
 
+@pytest.mark.slow
 def test_manifests_of_earlier_versions_leave_the_pose_order_open(tmp_path):
     dynamic_scene(tmp_path, pose_flipped=False)
     sizes = ("linear", NUM_FRAMES, HEIGHT, WIDTH, {"s": list(range(12))})
@@ -354,6 +356,7 @@ def test_manifests_of_earlier_versions_leave_the_pose_order_open(tmp_path):
         LyraStore(tmp_path)
 
 
+@pytest.mark.slow
 def test_undecidable_pose_order_is_read_as_stored_and_logged(tmp_path, caplog):
     dynamic_scene(tmp_path, pose_flipped=False)
     for trajectory in range(6, 11):

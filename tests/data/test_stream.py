@@ -23,6 +23,7 @@ def stream_of(store, **changes):
     return TrainingStream(store, store.names, SamplingConfig(num_target_frames=3), **arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_any_number_of_workers_gives_the_same_batches(store, num_workers):
     torch.set_num_threads(1)
@@ -32,6 +33,7 @@ def test_any_number_of_workers_gives_the_same_batches(store, num_workers):
         assert_equal_batches(one, other)
 
 
+@pytest.mark.slow
 def test_a_stream_resumes_where_it_stopped(store):
     whole = list(stream_of(store))
     rest = list(stream_of(store, first_batch=3, num_batches=2))
@@ -39,6 +41,7 @@ def test_a_stream_resumes_where_it_stopped(store):
         assert_equal_batches(one, other)
 
 
+@pytest.mark.slow
 def test_a_pass_shows_every_scene_once_in_changing_order(store):
     names = [batch.names for batch in stream_of(store, num_batches=20)]
     passes = [tuple(names[2 * turn] + names[2 * turn + 1]) for turn in range(10)]
@@ -46,6 +49,7 @@ def test_a_pass_shows_every_scene_once_in_changing_order(store):
     assert len(set(passes)) > 4
 
 
+@pytest.mark.slow
 def test_ranks_have_their_own_scenes_and_the_same_number_of_trajectories(store):
     names = [f"{number:02d}" for number in range(11)]
     shares = [rank_share(names, rank, 3) for rank in range(3)]
@@ -60,6 +64,7 @@ def test_ranks_have_their_own_scenes_and_the_same_number_of_trajectories(store):
         assert one.latents.shape == other.latents.shape
 
 
+@pytest.mark.slow
 def test_without_a_codec_the_stream_leaves_decoding_to_the_caller(store):
     codec = load_codec("linear")
     pending = list(stream_of(store, codec=None))
@@ -67,6 +72,7 @@ def test_without_a_codec_the_stream_leaves_decoding_to_the_caller(store):
         assert_equal_batches(one.complete(codec), other)
 
 
+@pytest.mark.slow
 def test_a_bad_scene_is_replaced_named_once_and_ends(tmp_path, caplog):
     root = write_small_dataset(tmp_path, num_scenes=3)
     for trajectory in range(6):

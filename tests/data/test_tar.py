@@ -57,6 +57,7 @@ def assert_same_scenes(found: LyraStore, expected: LyraStore) -> None:
             assert torch.equal(other.cameras().intrinsics, clip.cameras().intrinsics)
 
 
+@pytest.mark.slow
 def test_tars_read_in_place_like_folders(plain: Path, tars: Path) -> None:
     store = LyraStore(tars)
     assert_same_scenes(store, LyraStore(plain))
@@ -303,6 +304,7 @@ def test_a_clip_in_two_tars_is_refused_and_a_set_without_clips_named(tmp_path: P
         unpack([tmp_path / "none.tar"], tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "mode"), [(".tar", "w"), (".tar.gz", "w:gz"), (".tgz", "w:gz")])
 def test_unpacked_files_are_those_that_were_packed(
     plain: Path, tmp_path: Path, suffix: str, mode: str
@@ -320,6 +322,7 @@ def test_unpacked_files_are_those_that_were_packed(
     assert_same_scenes(LyraStore(tmp_path / "out"), LyraStore(plain))
 
 
+@pytest.mark.slow
 def test_unpacking_goes_on_after_an_interruption(
     tars: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

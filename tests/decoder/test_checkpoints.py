@@ -48,6 +48,7 @@ def official_tensors() -> dict[str, Tensor]:
     return {key: value.bfloat16() for key, value in golden.weights(shapes).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", ["module", "state_dict", "bare", "prefixed"])
 def test_official_containers(tmp_path: Path, official_tensors: dict[str, Tensor], container: str) -> None:
     """A file in the exact official form, with other things beside the tensors as DeepSpeed keeps them."""

@@ -99,6 +99,7 @@ def cases() -> Iterator[tuple[bool, str]]:
     yield from ((True, name) for name in DYNAMIC)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dynamic", "name"), cases())
 def test_layer(dynamic: bool, name: str) -> None:
     """Every layer agrees with the official one."""

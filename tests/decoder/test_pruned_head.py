@@ -71,6 +71,7 @@ def assert_equal(found: Gaussians, expected: Gaussians) -> None:
         )
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     scenes=st.integers(1, 2),

@@ -83,6 +83,7 @@ def rows(results: list[SceneResult]) -> dict[tuple[str, int, str], dict]:
     return {(row["group"], row["num_trajectories"], row["method"]): row for row in rows}
 
 
+@pytest.mark.slow
 def test_the_true_scene_scores_well_everywhere(rows):
     for group in ("trajectories", "novel"):
         for number in (1, 3):

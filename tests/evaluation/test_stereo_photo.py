@@ -46,6 +46,7 @@ def test_plain_warp_reproduces_the_published_numbers(photo):
     assert copied.item() == pytest.approx(12.87, abs=0.01)
 
 
+@pytest.mark.slow
 def test_floor_and_reference_line_at_full_size(photo):
     scores = evaluate_stereo_photo({"same": photo.right[None]}, photo, load_lpips("alex"))
     assert scores["left_copied"].psnr_covered == pytest.approx(12.91, abs=0.02)

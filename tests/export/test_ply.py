@@ -175,6 +175,7 @@ def test_broken_files_are_explained(tmp_path: Path) -> None:
         load_ply(path)
 
 
+@pytest.mark.slow
 def test_two_million_gaussians_take_less_than_seconds(tmp_path: Path) -> None:
     """Seconds of the processor, not of the disk; a loop over vertices takes minutes."""
     scene = random_scene(2_044_415)

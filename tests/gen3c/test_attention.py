@@ -151,6 +151,7 @@ def test_legacy_rotation_reaches_the_network(expected: Tensor) -> None:
     assert torch.equal(guided(transformer), expected)
 
 
+@pytest.mark.slow
 def test_fused_kernels_equal_torch() -> None:
     """In triton's interpreter, whose numbers are those of the compiled kernels but for rounding."""
     errors = json.loads(interpreted("gen3c_kernel_values.py"))

@@ -116,6 +116,7 @@ def test_the_network_comes_through_exactly(
         assert torch.equal(network[name], value), name
 
 
+@pytest.mark.slow
 def test_the_tokenizer_comes_through_exactly(scripts: Path) -> None:
     found, expected = load_tokenizer(scripts, **SIZES), small_autoencoder()
     assert found.config.latents_mean == pytest.approx(expected.config.latents_mean, abs=1e-6)
@@ -134,6 +135,7 @@ def test_a_saved_tokenizer_that_lacks_tensors_is_refused(saved_tokenizer: Path) 
         load_tokenizer(saved_tokenizer)
 
 
+@pytest.mark.slow
 def test_other_statistics_are_refused(scripts: Path, saved_tokenizer: Path) -> None:
     for folder, sizes in ((scripts, SIZES), (saved_tokenizer, {})):
         save_statistics(folder, 5e-5)
@@ -153,6 +155,7 @@ def test_other_statistics_are_refused(scripts: Path, saved_tokenizer: Path) -> N
     save_statistics(scripts, 0.0)
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_pipeline(
     checkpoint: Path, saved_tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,6 +174,7 @@ def test_the_command_writes_a_pipeline(
         Convert(checkpoint, output, config="gen3c", tokenizer=saved_tokenizer).run()
 
 
+@pytest.mark.slow
 def test_the_released_file_is_known(
     checkpoint: Path, saved_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +186,7 @@ def test_the_released_file_is_known(
     assert found.num_weights == sum(weight.numel() for weight in small_transformer().parameters())
 
 
+@pytest.mark.slow
 def test_nothing_half_written_is_left(
     checkpoint: Path, saved_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

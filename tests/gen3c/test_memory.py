@@ -26,6 +26,7 @@ def plain() -> Tensor:
     return latents_of(small_pipeline())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 def test_policies_give_the_same_latents(policy: str, plain: Tensor) -> None:
     pipeline = small_pipeline()
@@ -108,6 +109,7 @@ def released() -> Any:
     return pipeline
 
 
+@pytest.mark.slow
 def test_needs_are_those_of_the_released_sizes(released: Any) -> None:
     """13.5 GiB of weights, 20 GB to denoise; T5 adds 9 GiB (docs/reference/gen3c.md, "Memory and speed")."""
     fast, balanced, low = (memory_needs(released, policy, ClipSize()) for policy in POLICIES)

@@ -49,6 +49,7 @@ def test_the_names_of_a_block() -> None:
     assert num_official_layers(["x_embedder.proj.1.weight"]) == 0
 
 
+@pytest.mark.slow
 def test_the_names_of_the_tokenizer() -> None:
     from diffusers import AutoencoderKLCosmos
 

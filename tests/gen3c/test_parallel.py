@@ -22,6 +22,7 @@ def both() -> list[dict[str, Any]]:
     return run_on_processes(everything, 2, CLIPS, device_type="cpu")
 
 
+@pytest.mark.slow
 def test_guidance_on_two_processes_is_the_same(both: list[dict[str, Any]]) -> None:
     expected = latents_of(small_pipeline())
     for found in both:
@@ -52,6 +53,7 @@ def test_clips_are_dealt_out_and_come_back_in_order(both: list[dict[str, Any]]) 
         share_of(CLIPS, 2, 2)
 
 
+@pytest.mark.slow
 def test_what_a_process_raises_is_told() -> None:
     with pytest.raises(Exception, match="no room left on this one"):
         run_on_processes(fail_on_second, 2, device_type="cpu")

@@ -64,6 +64,7 @@ def run(pipeline: Gen3CPipeline, image: Tensor, buffers: Tensor, **arguments: An
     return pipeline(image, buffers, **given)
 
 
+@pytest.mark.slow
 def test_importing_the_room_loads_no_diffusers() -> None:
     code = (
         "import sys, lyra_ns.gen3c.sampling, lyra_ns.gen3c.transformer, "
@@ -186,6 +187,7 @@ def test_the_first_frame_is_kept(pipeline: Gen3CPipeline, image: Tensor, buffers
     assert latents.isfinite().all()
 
 
+@pytest.mark.slow
 def test_what_is_saved_runs_as_before(
     pipeline: Gen3CPipeline, image: Tensor, buffers: Tensor, tmp_path: Path
 ) -> None:
@@ -236,6 +238,7 @@ class Checker:
         return None if frames[..., 0].mean() > 200 else np.zeros_like(frames)
 
 
+@pytest.mark.slow
 def test_texts_are_padded_with_zeros_and_cut(
     image: Tensor, buffers: Tensor, pipeline: Gen3CPipeline, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:

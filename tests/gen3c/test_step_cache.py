@@ -58,12 +58,14 @@ def test_nothing_is_kept_when_a_clip_is_done() -> None:
     assert cache.num_skipped > 0
 
 
+@pytest.mark.slow
 def test_threshold_zero_computes_everything(plain: Tensor) -> None:
     pipeline, cache = cached(threshold=0.0)
     assert torch.equal(latents_of(pipeline, NUM_STEPS), plain)
     assert (cache.num_computed, cache.num_skipped) == (2 * NUM_STEPS, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [0, 1])
 def test_skipped_steps_run_the_first_block_alone(order: int, plain: Tensor) -> None:
     pipeline, cache = cached(threshold=1e6, order=order, num_first=3, num_last=2, most_in_a_row=2)
@@ -80,6 +82,7 @@ def test_skipped_steps_run_the_first_block_alone(order: int, plain: Tensor) -> N
     assert torch.equal(latents_of(pipeline, NUM_STEPS), plain)
 
 
+@pytest.mark.slow
 def test_a_smaller_threshold_is_closer(plain: Tensor) -> None:
     errors = []
     for threshold in (1e6, 0.05, 0.01):

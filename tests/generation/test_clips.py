@@ -119,6 +119,7 @@ def _progress_into(printed: io.StringIO):
     return lambda stages, device, console: made(stages, device, Console(file=printed, soft_wrap=True))
 
 
+@pytest.mark.slow
 def test_clips_survive_an_error_in_a_later_stage(files, whole, tmp_path, monkeypatch, made):
     output = tmp_path / "scene"
     printed = interrupted(files, output, monkeypatch)
@@ -132,6 +133,7 @@ def test_clips_survive_an_error_in_a_later_stage(files, whole, tmp_path, monkeyp
     assert content(output) == whole
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_clips_that_are_there(files, whole, tmp_path, made):
     """SIGKILL while clips are made: not a byte of the result differs, and not all are made again."""
     output = tmp_path / "scene"
@@ -171,6 +173,7 @@ cli.main()
 """
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_unless_all_is_made_anew(
     files, whole, tmp_path, monkeypatch, made, caplog
 ):
@@ -187,6 +190,7 @@ def test_other_settings_are_refused_unless_all_is_made_anew(
     assert content(output) == whole
 
 
+@pytest.mark.slow
 def test_another_picture_depth_path_or_weights_are_noticed(files, tmp_path, monkeypatch):
     own = shutil.copytree(files, tmp_path / "files")
     output = tmp_path / "scene"
@@ -227,6 +231,7 @@ def _with_longer_paths(files, output, monkeypatch, **chosen):
         run(files, output, **chosen)
 
 
+@pytest.mark.slow
 def test_estimated_depth_may_differ_by_rounding_and_no_more(files, tmp_path, monkeypatch):
     output = tmp_path / "scene"
     interrupted(files, output, monkeypatch, depth="plane")
@@ -247,6 +252,7 @@ def test_estimated_depth_may_differ_by_rounding_and_no_more(files, tmp_path, mon
     assert "3 of 3 clips were made" in run(files, output, depth="plane")
 
 
+@pytest.mark.slow
 def test_a_damaged_clip_is_made_anew(files, whole, tmp_path, monkeypatch, made, caplog):
     output = tmp_path / "scene"
     interrupted(files, output, monkeypatch)
@@ -339,6 +345,7 @@ def test_a_preview_that_was_killed_does_not_lock_the_folder(tmp_path):
     check_output(output, None, overwrite=False, is_dry_run=False)
 
 
+@pytest.mark.slow
 def test_the_cache_is_gone_when_the_gaussians_are_made(files, tmp_path, monkeypatch):
     seen = []
     reconstructor = run_module.Reconstructor
@@ -353,6 +360,7 @@ def test_the_cache_is_gone_when_the_gaussians_are_made(files, tmp_path, monkeypa
     assert seen == [0]
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_files(files, tmp_path, made):
     """GEN3C on random weights, whose noise must not depend on who makes a clip."""
     chosen = {"weights": str(files / "weights"), "checkpoint": str(files / "lyra.safetensors"), "steps": 1}
@@ -363,6 +371,7 @@ def test_two_processes_make_the_same_files(files, tmp_path, made):
     assert "clips made by gen3c" in printed
 
 
+@pytest.mark.slow
 def test_after_a_failure_in_one_process_the_clips_of_all_are_kept(files, whole, tmp_path, made, monkeypatch):
     """This process fails with its first clip; the other finishes its own, and no third is begun."""
     counted = WarpTeacher._clip

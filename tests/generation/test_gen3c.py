@@ -57,6 +57,7 @@ def run(files: Path, output: Path, decoder: str, **changes) -> tuple[dict, str]:
     return json.loads((output / "record.json").read_text()), printed.getvalue()
 
 
+@pytest.mark.slow
 def test_weights_alone_mean_gen3c_and_its_latents_go_to_lyras_decoder(files, tmp_path):
     record, printed = run(files, tmp_path / "a", "official.safetensors", num_frames=9)
     assert record["teacher"]["name"] == "gen3c"
@@ -68,6 +69,7 @@ def test_weights_alone_mean_gen3c_and_its_latents_go_to_lyras_decoder(files, tmp
     assert float(stored.cameras().camera_to_world[:, 2, 3].abs().max()) > 1e-3
 
 
+@pytest.mark.slow
 def test_clips_for_a_decoder_of_another_codec_are_encoded_again(files, tmp_path):
     record, printed = run(files, tmp_path / "a", "small.safetensors")
     assert "encoded again for this decoder: 17 frames of 240 x 160, codec linear" in printed

@@ -255,6 +255,7 @@ def test_videos_give_the_frames_asked_for_and_say_which(tmp_path):
     assert "taken at 12 of 24 frames/s" in thinned.notes
 
 
+@pytest.mark.slow
 def test_frames_are_resized_as_they_are_read(tmp_path, monkeypatch):
     """What numpy holds stays below the 38 MB of the frames; colours and lens are those of the whole."""
     coarse = torch.rand(36, 3, 6, 8, generator=torch.Generator().manual_seed(0))

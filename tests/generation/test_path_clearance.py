@@ -119,6 +119,7 @@ def planned(depth: torch.Tensor, follows_near: bool, **changes) -> ScenePlan:
     return plan_scene(frames, found, settings, size, "exact", follows_near=follows_near)
 
 
+@pytest.mark.slow
 def test_a_scene_turns_about_its_subject_or_as_the_official_data():
     depth = sky_and_subject()
     near, official = planned(depth, True), planned(depth, False)
@@ -141,6 +142,7 @@ def test_a_scene_turns_about_its_subject_or_as_the_official_data():
     assert "fly through what is near" in zoom.shortening
 
 
+@pytest.mark.slow
 def test_the_subject_stays_in_the_middle_of_its_paths():
     """It is what they turn about: seen from anywhere along them it is where it was."""
     middle = torch.tensor([[[0.0, 0.0, SUBJECT / SKY]]])

@@ -43,6 +43,7 @@ def first_view(scene: GeneratedScene) -> torch.Tensor:
         return render(scene.instants[0].gaussians, camera, RenderSettings(response="ewa")).rgb
 
 
+@pytest.mark.slow
 def test_refinement_brings_the_scene_closer_to_the_picture(both):
     (plain, _), (refined, printed) = both[0], both[STEPS]
     picture = plain.given.videos[0][:1].movedim(1, -1).float() / 255
@@ -76,6 +77,7 @@ def test_a_run_ends_with_how_good_the_scene_is(both):
     assert both[STEPS][0].record["quality"]["psnr"] > both[0][0].record["quality"]["psnr"] + 1
 
 
+@pytest.mark.slow
 def test_stored_latents_are_left_as_they_are_unless_one_asks(both, files, tmp_path):  # noqa: F811
     latents = both[0][0].folder / "latents"
     chosen = {"input": latents, "depth": "auto", "units": "auto", "height": None, "width": None}
@@ -92,6 +94,7 @@ def test_stored_latents_are_left_as_they_are_unless_one_asks(both, files, tmp_pa
     assert scene.record["refinement"]["instants"][0]["num_steps"] == 3
 
 
+@pytest.mark.slow
 def test_every_instant_of_a_moving_scene_is_refined_with_its_own_frames(files, tmp_path):  # noqa: F811
     scene, printed = run(
         files, tmp_path / "moving", input=files / "walk.mp4", checkpoint=str(files / "dynamic.safetensors"),

@@ -119,6 +119,7 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_an_image_becomes_a_scene_with_everything_around_it(made):
     output, printed = made
     assert names(output) == RESULT
@@ -149,6 +150,7 @@ def upright(folder: Path) -> Path:
     return folder / "upright.png"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "size"),
     [
@@ -238,6 +240,7 @@ def test_the_record_says_how_the_scene_was_made(made):
     assert record["num_gaussians"] == [2592]
 
 
+@pytest.mark.slow
 def test_its_latents_give_the_same_scene_again(made, files, tmp_path):
     output, _ = made
     store = LyraStore(output / "latents")
@@ -265,6 +268,7 @@ def test_units_cannot_be_fitted_without_frames(made, files, tmp_path):
         run(files, tmp_path / "a", input=tmp_path / "latents", units="fitted")
 
 
+@pytest.mark.slow
 def test_paths_are_named_repeated_or_read_from_files(files, tmp_path):
     centres = torch.linspace(0, 1, 9)[:, None] * torch.tensor([2.0, 0.0, 0.0])
     poses = look_at(centres.double(), torch.tensor([0.0, 0.0, 8.0]).double().expand(9, 3))
@@ -286,6 +290,7 @@ def test_paths_are_named_repeated_or_read_from_files(files, tmp_path):
     torch.testing.assert_close(ends[2].norm(), torch.tensor(0.8))
 
 
+@pytest.mark.slow
 def test_the_zoom_of_a_path_file_is_kept(files, tmp_path):
     lens = torch.tensor([90.0, 90, 48, 32]) * torch.linspace(1, 1.5, 9)[:, None]
     lens[:, 2:] = torch.tensor([48.0, 32])
@@ -298,6 +303,7 @@ def test_the_zoom_of_a_path_file_is_kept(files, tmp_path):
     torch.testing.assert_close(zoomed[-1], plain[0] * torch.tensor([1.5, 1.5, 1, 1]))
 
 
+@pytest.mark.slow
 def test_the_seed_and_the_number_of_paths_decide_the_paths(files, tmp_path):
     def lengths(output: str, **changes) -> list[float]:
         scene, _ = run(files, tmp_path / output, dry_run=True, **changes)
@@ -309,6 +315,7 @@ def test_the_seed_and_the_number_of_paths_decide_the_paths(files, tmp_path):
     assert doubled == pytest.approx([2 * lengths("f", num_trajectories=1)[0]])
 
 
+@pytest.mark.slow
 def test_a_dry_run_shows_what_a_teacher_would_see_and_a_real_run_keeps_it(files, tmp_path):
     output = tmp_path / "scene"
     _, printed = run(files, output, dry_run=True, num_trajectories=2)
@@ -327,6 +334,7 @@ def test_a_dry_run_shows_what_a_teacher_would_see_and_a_real_run_keeps_it(files,
         run(files, output, dry_run=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["make_clips", "write_video", "write_record"])
 def test_after_an_error_only_clips_are_left_and_an_earlier_result_stays(files, tmp_path, monkeypatch, stage):
     output = tmp_path / "scene"
@@ -347,6 +355,7 @@ def test_after_an_error_only_clips_are_left_and_an_earlier_result_stays(files, t
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_only_own_results_are_replaced(files, tmp_path):
     output = tmp_path / "scene"
     run(files, output, num_trajectories=1)
@@ -435,6 +444,7 @@ def test_a_path_of_another_length_says_how_to_fit_it(files, tmp_path):
     assert scene.record["paths"][0]["name"] == "short"
 
 
+@pytest.mark.slow
 def test_videos_need_cameras_and_a_decoder_that_knows_motion(files, tmp_path):
     video = {"input": files / "walk.mp4", "depth": "plane", "num_trajectories": 2}
     with pytest.raises(ValueError, match=r"needs the cameras of its frames.*--static-camera"):
@@ -449,6 +459,7 @@ def test_videos_need_cameras_and_a_decoder_that_knows_motion(files, tmp_path):
     assert not scene.given.is_dynamic
 
 
+@pytest.mark.slow
 def test_a_video_with_a_dynamic_decoder_gives_one_scene_per_moment(files, tmp_path):
     scene, _ = run(
         files, tmp_path / "a", input=files / "walk.mp4", depth="plane", static_camera=True,
@@ -484,6 +495,7 @@ def write_vipe(root: Path) -> None:
         (root / name).write_bytes(values)
 
 
+@pytest.mark.slow
 def test_vipes_cameras_are_followed_in_units_of_the_scene(files, tmp_path):
     write_vipe(tmp_path / "vipe")
     chosen = {"input": tmp_path / "vipe", "depth": "auto", "trajectory": ("none",), "times": (0.5,)}
@@ -505,6 +517,7 @@ def test_vipes_cameras_are_followed_in_units_of_the_scene(files, tmp_path):
     assert not scene.given.is_dynamic
 
 
+@pytest.mark.slow
 def test_paths_of_moving_scenes_never_get_the_numbers_of_reversed_videos(files, tmp_path):
     """Readers would leave their latents out."""
     write_vipe(tmp_path / "vipe")
@@ -517,6 +530,7 @@ def test_paths_of_moving_scenes_never_get_the_numbers_of_reversed_videos(files, 
     assert len(scene.record["paths"]) == 7
 
 
+@pytest.mark.slow
 def test_a_picture_alone_gets_the_depth_that_ships(files, tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "why_no_moge", lambda: "MoGe is not installed")
     _, printed = run(files, tmp_path / "made", depth="auto", num_trajectories=1)
@@ -597,6 +611,7 @@ def test_the_search_for_the_unit_is_bounded_and_ends_where_nothing_is_gained():
     assert asked == pytest.approx([3.0, 4.5, 6.75])
 
 
+@pytest.mark.slow
 def test_units_of_the_shipped_kind_of_decoder_are_fitted_by_default(files, tmp_path, monkeypatch):
     asked = []
 
@@ -617,6 +632,7 @@ def test_the_farthest_frame_of_a_closed_loop_is_not_its_last():
     assert farthest_frames(cameras) == [4]
 
 
+@pytest.mark.slow
 def test_a_prompt_is_painted_first(files, tmp_path, monkeypatch):
     from lyra_ns.text import to_image
 

@@ -71,6 +71,7 @@ ODD_NAMES = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_no_picture_is_lost_by_its_name(tmp_path: Path) -> None:
     """Not even where names become equal when cleaned, or on disks that take capitals for small letters."""
     folder = tmp_path / "in put"

@@ -48,6 +48,7 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
+@pytest.mark.slow
 def test_pictures_become_a_data_set(pictures: Path, tmp_path: Path) -> None:
     """That the checker finds nothing wrong with, whose records say how it was made."""
     (pictures / "scene1.txt").write_text("a hall")
@@ -73,6 +74,7 @@ def test_pictures_become_a_data_set(pictures: Path, tmp_path: Path) -> None:
     assert deviation(clip.latents(), clip.rgb()) < 0.15 < deviation(clip.latents(), clip.rgb().flip(0))
 
 
+@pytest.mark.slow
 def test_teachers_are_told_what_the_record_says(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +96,7 @@ def test_teachers_are_told_what_the_record_says(
     assert len({each["noise_seed"] for each in told}) == 6
 
 
+@pytest.mark.slow
 def test_a_source_that_changes_during_a_run_is_not_made(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +115,7 @@ def test_a_source_that_changes_during_a_run_is_not_made(
     assert (report.num_made, report.num_scenes) == (4, 2)
 
 
+@pytest.mark.slow
 def test_official_pickles_on_request(pictures: Path, tmp_path: Path) -> None:
     root = tmp_path / "out"
     make_data(pictures, root, replace(SETTINGS, latent_format="pkl"), ON_CPU)
@@ -119,6 +123,7 @@ def test_official_pickles_on_request(pictures: Path, tmp_path: Path) -> None:
     assert check_dataset(root).is_good
 
 
+@pytest.mark.slow
 def test_names_and_places_of_pictures_decide_nothing(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +149,7 @@ def test_names_and_places_of_pictures_decide_nothing(
         assert before == after, kind
 
 
+@pytest.mark.slow
 def test_a_bad_picture_is_listed_and_the_rest_goes_on(pictures: Path, tmp_path: Path) -> None:
     """It is tried again only if asked for, and forgotten once it is good."""
     root, bad = tmp_path / "out", pictures / "bad.png"
@@ -161,6 +167,7 @@ def test_a_bad_picture_is_listed_and_the_rest_goes_on(pictures: Path, tmp_path: 
     assert not list((root / "static").rglob("*bad*"))
 
 
+@pytest.mark.slow
 def test_only_clips_that_failed_are_left_out(pictures: Path, tmp_path: Path) -> None:
     """A run that is killed after the first of several failures of a scene ends as if it had not been."""
     root = tmp_path / "out"
@@ -200,6 +207,7 @@ def test_failures_of_runs_side_by_side_are_all_kept(tmp_path: Path, monkeypatch:
         read_failures(tmp_path)
 
 
+@pytest.mark.slow
 def test_runs_that_end_together_leave_whole_books(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +233,7 @@ def test_runs_that_end_together_leave_whole_books(
     assert [failure["scene"] for failure in listed] == [f"bad{number}" for number in range(6)]
 
 
+@pytest.mark.slow
 def test_what_failed_for_a_while_is_made_later(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +253,7 @@ def test_what_failed_for_a_while_is_made_later(
     assert check_dataset(root).is_good
 
 
+@pytest.mark.slow
 def test_clips_that_a_job_wrote_before_it_failed_are_not_listed(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,6 +307,7 @@ def test_a_gpu_that_fails_for_good_does_not_make_every_scene_a_failure(
     assert len(make_data(pictures, tmp_path / "out", SETTINGS, ON_CPU).failures) == 3
 
 
+@pytest.mark.slow
 def test_a_lost_gpu_leaves_the_work_to_the_others(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,6 +343,7 @@ def test_a_lost_gpu_leaves_the_work_to_the_others(
     assert (report.num_made, report.num_kept, report.failures) == (2, 4, {})
 
 
+@pytest.mark.slow
 def test_clips_are_written_before_the_next_are_made(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,6 +381,7 @@ def test_a_refused_run_leaves_nothing(pictures: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "there").iterdir())
 
 
+@pytest.mark.slow
 def test_a_refused_run_leaves_what_others_made(pictures: Path, tmp_path: Path) -> None:
     root = tmp_path / "out"
     (pictures / "bad.png").write_bytes(b"no picture")
@@ -407,6 +420,7 @@ def test_places_that_get_in_each_others_way(pictures: Path, tmp_path: Path) -> N
     assert not list(pictures.glob("plan.json"))
 
 
+@pytest.mark.slow
 def test_latents_of_another_codec_are_refused(pictures: Path, tmp_path: Path) -> None:
     root = tmp_path / "out"
     make_data(pictures, root, SETTINGS, ON_CPU)
@@ -417,6 +431,7 @@ def test_latents_of_another_codec_are_refused(pictures: Path, tmp_path: Path) ->
         make_data(pictures, root, SETTINGS, ON_CPU)
 
 
+@pytest.mark.slow
 def test_pictures_get_the_depth_that_ships(pictures: Path, tmp_path: Path) -> None:
     settings = replace(SETTINGS, depth="small", trajectories=(0,))
     assert make_data(pictures, tmp_path / "out", settings, ON_CPU).failures == {}
@@ -457,6 +472,7 @@ def write_vipe(root: Path, motion: float = 0.02) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_videos_become_twelve_views_in_forward_time(vipe: Path, tmp_path: Path) -> None:
     """Those of the reversed video, too, with poses in the order of their frames."""
     root = tmp_path / "out"
@@ -483,6 +499,7 @@ def test_videos_become_twelve_views_in_forward_time(vipe: Path, tmp_path: Path) 
     assert record["scene_scale"]["estimator"] == "vipe"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("motion", [0.0, 0.6])
 def test_own_dynamic_data_are_read_as_written_however_the_source_camera_moves(
     tmp_path: Path, motion: float
@@ -554,6 +571,7 @@ def test_clips_of_vipe_are_still_unless_told_otherwise(vipe: Path, tmp_path: Pat
         make_data(vipe, root, replace(settings, dynamic=not is_dynamic), ON_CPU)
 
 
+@pytest.mark.slow
 def test_prompts_become_pictures_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which stay, so that a second run asks no model; what a model refuses is listed."""
     prompts, root, asked = tmp_path / "prompts.txt", tmp_path / "out", []

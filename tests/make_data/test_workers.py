@@ -75,6 +75,7 @@ def command(pictures: Path, root: Path, *options: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_killed_run_is_resumed_without_a_trace(
     pictures: Path, reference: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -104,6 +105,7 @@ def test_killed_run_is_resumed_without_a_trace(
     assert files_below(root) == reference
 
 
+@pytest.mark.slow
 def test_ray_makes_the_same_files(
     pictures: Path, reference: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +130,7 @@ def test_absent_ray_and_cluster_are_told(
         make_data(pictures, tmp_path / "out", replace(SETTINGS, depth="small"), RunOptions(ray="auto"))
 
 
+@pytest.mark.slow
 def test_shards_make_the_whole_together(pictures: Path, reference: dict[str, bytes], tmp_path: Path) -> None:
     root = tmp_path / "out"
     made = [
@@ -142,6 +145,7 @@ def jobs_called(*names: str) -> list[Job]:
     return [Job(PlannedScene(name, "image", name, name, (0,), "train"), (0,)) for name in names]
 
 
+@pytest.mark.slow
 def test_a_dead_worker_is_blamed_for_its_job_and_replaced() -> None:
     workers = [ProcessWorker(FragileStage(), "cpu")]
     results = list(run_jobs(workers, jobs_called("a", "deadly", "b")))

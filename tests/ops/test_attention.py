@@ -44,6 +44,7 @@ ORDINARY = (
 FAILED_BOUND = ("large", "far key", "huge key", "huge values")
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("case", ORDINARY)
 def test_kernel_equals_float64(interpreted: dict[str, Any], case: str) -> None:
@@ -99,6 +100,7 @@ def test_kernel_refuses_other_tensors() -> None:
         attend(*torch.zeros(3, 1, 8, 2, 64))
 
 
+@pytest.mark.slow
 @needs_triton
 def test_compiled_kernel_fits_two_programs_on_a_multiprocessor() -> None:
     """For Hopper the default tiles use its matrix units and leave shared memory for a second program."""

@@ -44,6 +44,7 @@ def compiled_for_hopper() -> Any:
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 
 
+@pytest.mark.slow
 def test_products_stay_in_flight(tmp_path: Path) -> None:
     """No register is spilled, one product is left in flight at waits, and the assembler keeps it so."""
     from lyra_ns.ops.attention_gluon import GROUPS

@@ -15,6 +15,7 @@ def kernel_errors(name: str) -> list[dict[str, float]]:
     return json.loads(interpreted("mamba_kernel_values.py", name).splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_convolution_equals_torch() -> None:
     """Five results, three gradients: batches, odd lengths, fewer tokens than taps, cut blocks, other taps."""
     cases = kernel_errors("convolution")

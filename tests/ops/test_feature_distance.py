@@ -7,6 +7,7 @@ import pytest
 from tests.helpers.interpreter import interpreted
 
 
+@pytest.mark.slow
 def test_the_kernel_equals_torch() -> None:
     """Distances and gradients, in float32 and bfloat16, of channels that are and are not powers of two."""
     assert interpreted("feature_distance_values.py", seconds=120).strip() == "equal"

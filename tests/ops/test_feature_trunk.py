@@ -11,11 +11,13 @@ import torch
 from tests.helpers.interpreter import interpreted
 
 
+@pytest.mark.slow
 def test_trunk_and_kernels_equal_autograd() -> None:
     """Odd sizes, ties, zeros, what is not a number; a narrow trunk in float32, whole and in parts."""
     assert interpreted("feature_trunk_values.py").strip() == "equal"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*weight:UserWarning")
 def test_all_of_vgg_is_taken() -> None:
     """Convolutions of the package's network by block, with their widths."""

@@ -38,10 +38,12 @@ def blurred(images: torch.Tensor, sigma: float) -> torch.Tensor:
     return torch.nn.functional.conv2d(rows, kernel.transpose(2, 3), groups=3)
 
 
+@pytest.mark.slow
 def test_shipped_trunk_is_the_one_in_use(perceptual):
     assert perceptual.name == "LPIPS v0.1, AlexNet trunk, shipped"
 
 
+@pytest.mark.slow
 def test_the_net_in_use_is_logged(caplog):
     with caplog.at_level(logging.INFO):
         load_lpips("alex")
@@ -189,6 +191,7 @@ def no_network(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "urlopen", refuse)
 
 
+@pytest.mark.slow
 def test_vgg_is_torchvisions_from_the_hub_cache(no_network, tmp_path):
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     state = made_up_state("vgg")
@@ -204,6 +207,7 @@ def test_without_network_the_error_says_what_to_do(no_network):
         load_lpips("vgg")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["torchvision", "lpips", "lpips_trunk", "safetensors"])
 def test_a_file_of_weights_is_read(tmp_path, form):
     state, file = made_up_state("alex"), tmp_path / "trunk.pth"
@@ -227,6 +231,7 @@ class _Calls:
         return Path.touch, (self.path,)
 
 
+@pytest.mark.slow
 def test_files_of_other_things_are_refused(tmp_path):
     file = tmp_path / "trunk.pth"
     with pytest.raises(FileNotFoundError, match=r"no weights of LPIPS at .*trunk.pth"):

@@ -7,6 +7,7 @@ import pytest
 from tests.ops.test_convolution_triton import kernel_errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "num_numbers"), [("gated_norm", 4), ("branch_norm", 4)])
 def test_norm_equals_torch(name: str, num_numbers: int) -> None:
     """Results and gradients: batches, odd lengths, one token, channels that fill no block."""
@@ -15,6 +16,7 @@ def test_norm_equals_torch(name: str, num_numbers: int) -> None:
         assert max(case.values()) < 1e-5, case
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["added_norm", "chain"])
 def test_added_norm_equals_torch(name: str) -> None:
     """Stream and norm of the fused addition; and a whole trunk that runs as a chain of branches."""

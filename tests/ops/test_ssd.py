@@ -57,6 +57,7 @@ def worst_relative_error(found: list[Tensor], expected: list[Tensor]) -> float:
     return torch.stack(errors).max().item()
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     batch=st.integers(1, 3),

@@ -94,6 +94,7 @@ def test_layer_asks_for_both_directions_at_once() -> None:
     assert not torch.allclose(mirrored(tokens), layer(tokens))
 
 
+@pytest.mark.slow
 def test_block_in_kernels_equals_torch() -> None:
     """Tokens and all weights of a whole block, through the kernels in triton's interpreter."""
     (errors,) = kernel_errors("block")

@@ -95,6 +95,7 @@ def test_a_second_derivative_is_an_error() -> None:
         (gradient.square().sum() + inputs[0].square().sum()).backward()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("scans")
 def test_it_is_an_operator_that_torch_can_trace() -> None:
     """Shapes and types without running it, its schema, and gradients through the tracer of torch.compile."""

@@ -123,6 +123,7 @@ def interpreted_errors() -> dict[str, float]:
     return json.loads(interpreted(__file__))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_equals_recurrence(interpreted_errors: dict[str, float], name: str) -> None:
     """Any length, grouping and tiling, fast and slow decay."""

@@ -85,6 +85,7 @@ def interpreted_errors() -> dict[str, dict[str, float]]:
     return json.loads(interpreted(__file__))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_equals_gradients_of_the_recurrence(
     interpreted_errors: dict[str, dict[str, float]], name: str

@@ -72,6 +72,7 @@ def test_checkpoints_with_and_without_average_fit_both_kinds_of_model() -> None:
     assert "starts from its weights" in sentence
 
 
+@pytest.mark.slow
 def test_the_average_is_resumed_exactly_and_evaluated(walls: Path, tmp_path: Path) -> None:
     """Two and two steps give the average of four; what is shown comes from it and not from the weights."""
     changes = {"ema_decay": 0.9}
@@ -98,6 +99,7 @@ def test_the_average_is_resumed_exactly_and_evaluated(walls: Path, tmp_path: Pat
     assert not torch.equal(model.gauss_params["means"], shown)
 
 
+@pytest.mark.slow
 def test_input_statistics_and_first_weights_are_averaged_from_the_start(walls: Path) -> None:
     """They are set after the copy was made."""
     config = tiny_pipeline_config(walls, ema_decay=0.9)

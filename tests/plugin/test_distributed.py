@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.shared_batch import batch_of, compare_with_one_process
 from tests.helpers.wall_scenes import write_wall_scenes
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_their_scenes(tmp_path: Path) -> None:
     """Loss, gradients and weights after two steps, in which static time embeddings have no part.
 

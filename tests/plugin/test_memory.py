@@ -44,6 +44,7 @@ def out_of_memory_in(monkeypatch: pytest.MonkeyPatch, failing_step: int) -> None
     monkeypatch.setattr(Trainer, "train_iteration", fails)
 
 
+@pytest.mark.slow
 def test_the_run_ends_with_one_message_and_the_last_step_saved(
     walls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,6 +66,7 @@ def test_the_run_ends_with_one_message_and_the_last_step_saved(
     torch.testing.assert_close(resumed.pipeline.state_dict(), whole.pipeline.state_dict())
 
 
+@pytest.mark.slow
 def test_nothing_is_saved_before_the_first_step(
     walls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +93,7 @@ def test_each_process_works_on_its_own_card(monkeypatch: pytest.MonkeyPatch, tmp
     assert chosen == ["cuda:1"]
 
 
+@pytest.mark.slow
 def test_the_size_of_a_batch(walls: Path) -> None:
     """Counts of a real batch, as the decoder and the pruning give them."""
     pipeline = tiny_pipeline_config(walls, prune_ratio=0.5).setup(device="cpu", test_mode="val")

@@ -41,6 +41,7 @@ assert not early, early
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [IMPORT_WITH_PARTS_HIDDEN, IMPORT_DATA_PARSER_FIRST])
 def test_entry_modules_import_without_optional_parts(program: str) -> None:
     """With optional packages hidden, and the data parser without what is half imported at that moment."""

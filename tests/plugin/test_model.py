@@ -68,6 +68,7 @@ def test_a_decoder_refuses_another_codec() -> None:
         Reconstructor(decoder, codec)
 
 
+@pytest.mark.slow
 def test_warm_start_then_rendering_losses(walls: Path) -> None:
     """The warm start regresses single Gaussians; after it the usual terms come, and they go down."""
     pipeline = make_pipeline(walls, warm_start_steps=2)
@@ -97,6 +98,7 @@ def test_attribute_loss_goes_on_after_the_warm_start(walls: Path) -> None:
     assert float(losses["attributes"]) > 0.0
 
 
+@pytest.mark.slow
 def test_evaluation_reports_all_metrics_over_held_out_scenes(pipeline: LyraPipeline) -> None:
     """What ns-eval writes: psnr, ssim, lpips and depth error of the true views of the held-out scene."""
     views = pipeline.datamanager.fixed_indices_eval_dataloader
@@ -106,6 +108,7 @@ def test_evaluation_reports_all_metrics_over_held_out_scenes(pipeline: LyraPipel
     assert all(value == value for value in metrics.values())
 
 
+@pytest.mark.slow
 def test_depth_is_left_out_where_there_is_none(tmp_path: Path) -> None:
     """Data without depth can be evaluated all the same; training says what to switch off."""
     write_wall_scenes(tmp_path, num_scenes=2, with_depth=False)
@@ -121,6 +124,7 @@ def show(pipeline: LyraPipeline, gaussians: Gaussians) -> None:
     pipeline.model._cache = SceneCache(lambda request: gaussians)
 
 
+@pytest.mark.slow
 def test_true_gaussians_give_the_true_pictures(walls: Path) -> None:
     """Cameras, world, colours and depth fit together: the wall itself scores like the wall."""
     pipeline = make_pipeline(walls, test_mode="test")
@@ -213,6 +217,7 @@ def test_loaded_checkpoints_show_the_same_pictures(walls: Path, pipeline: LyraPi
     assert not torch.allclose(before, expected)
 
 
+@pytest.mark.slow
 def test_training_changes_what_is_shown(walls: Path) -> None:
     """Cached Gaussians of older weights are not shown, except for a while in the viewer."""
     pipeline = make_pipeline(walls)
@@ -242,6 +247,7 @@ def test_cache_serves_stale_gaussians_to_the_viewer_only() -> None:
     assert calls == [first, first, second, third, first]
 
 
+@pytest.mark.slow
 def test_weights_start_from_a_file(tmp_path: Path, walls: Path, pipeline: LyraPipeline) -> None:
     """Without warm start, which would undo them; a file of another network is refused in one sentence."""
     path = save_decoder(pipeline.model.decoder, tmp_path / "decoder.safetensors")
@@ -260,6 +266,7 @@ def test_missing_weights_are_one_sentence(walls: Path) -> None:
         make_pipeline(walls, init_from="nowhere.safetensors")
 
 
+@pytest.mark.slow
 def test_pruning_starts_at_its_step(walls: Path) -> None:
     """Four in five Gaussians go, in training and in evaluation."""
     pipeline = make_pipeline(walls, prune_ratio=0.8, prune_from_step=5)
@@ -279,6 +286,7 @@ def test_missing_data_is_one_sentence() -> None:
         tiny_pipeline_config(None).setup(device="cpu", test_mode="val")
 
 
+@pytest.mark.slow
 def test_dynamic_scenes_are_shown_at_the_cameras_moment(tmp_path: Path) -> None:
     """Other moments, other Gaussians; cameras without one show the configured moment. Training works too."""
     write_wall_scenes(tmp_path, num_scenes=2, is_dynamic=True)

@@ -42,6 +42,7 @@ class WatchedBatches:
         return self._source.batch(index, sampling)
 
 
+@pytest.mark.slow
 def test_batches_are_those_of_the_source_in_any_order(scenes: SceneLibrary) -> None:
     """In sequence, after a jump and after a change of sampling: what was read for nothing is thrown away."""
     ahead = PrefetchedBatches(WatchedBatches(scenes), "cpu")

@@ -54,6 +54,7 @@ def assert_same(left: dict, right: dict) -> None:
             assert value == right[name], name
 
 
+@pytest.mark.slow
 def test_streamed_batches_do_not_depend_on_workers_or_on_what_came_before(scenes: SceneLibrary) -> None:
     """So that a resumed run goes on with the batches that an uninterrupted one would have seen."""
     alone = StreamedBatches(scenes.store, scenes.split.train, SETTINGS, num_workers=0)
@@ -145,6 +146,7 @@ def run_trainer(
     return trainer
 
 
+@pytest.mark.slow
 def test_resumed_training_goes_on_where_it_stopped(walls: Path, tmp_path: Path) -> None:
     """Three and three steps give the weights of six: optimiser, schedule, step and batches all continue."""
     whole = run_trainer(walls, tmp_path / "whole", 6)
@@ -159,6 +161,7 @@ def test_resumed_training_goes_on_where_it_stopped(walls: Path, tmp_path: Path) 
     )
 
 
+@pytest.mark.slow
 def test_checkpoints_load_without_trusting_them(walls: Path, tmp_path: Path) -> None:
     """With weights_only, which every ns-* command uses from torch 2.6 on; and they hold no frozen network."""
     trainer = run_trainer(walls, tmp_path, 1)

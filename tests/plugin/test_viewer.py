@@ -78,6 +78,7 @@ def test_filters_hide_what_they_name() -> None:
     )
 
 
+@pytest.mark.slow
 def test_viewer_finds_the_controls(viewer: Viewer) -> None:
     """In one folder, and it starts although it reads every attribute of every object."""
     names = {path.rpartition("/")[2] for path, _ in viewer.viewer_elements}

@@ -26,6 +26,7 @@ def views() -> RefinementViews:
     return pictures(TRUTH)
 
 
+@pytest.mark.slow
 def test_pictures_that_no_step_saw_get_better(views):
     steps: list[RefinementStep] = []
     made = refine(START, [views], config(), steps.append)
@@ -42,6 +43,7 @@ def test_pictures_that_no_step_saw_get_better(views):
     assert made.reason == "all steps are made"
 
 
+@pytest.mark.slow
 def test_every_attribute_takes_part(views):
     made = refine(START, [views], config())
     for field in fields(Gaussians):
@@ -53,6 +55,7 @@ def test_every_attribute_takes_part(views):
     assert not made.gaussians.means.requires_grad
 
 
+@pytest.mark.slow
 def test_the_same_call_gives_the_same_bits(views):
     first, again, other = (refine(START, [views], config(num_steps=12, seed=seed)) for seed in (3, 3, 4))
     for field in fields(Gaussians):
@@ -61,6 +64,7 @@ def test_the_same_call_gives_the_same_bits(views):
     assert not torch.equal(first.gaussians.rgb, other.gaussians.rgb)
 
 
+@pytest.mark.slow
 def test_the_unit_of_length_changes_nothing(views):
     """Ten times as large in all lengths: the same pictures, and the same scene ten times as large."""
     poses = views.cameras.camera_to_world.clone()
@@ -84,6 +88,7 @@ def beside_the_wall() -> Gaussians:
     )
 
 
+@pytest.mark.slow
 def test_what_nobody_sees_stays_as_it_is(views):
     made = refine(concatenate([START, beside_the_wall()]), [views], config())
     for field in fields(Gaussians):
@@ -91,6 +96,7 @@ def test_what_nobody_sees_stays_as_it_is(views):
         torch.testing.assert_close(found, given, atol=2e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_nothing_grows_where_only_a_rim_is_covered(views):
     """One Gaussian could please a strip of covered pixels by growing over all that nobody knows."""
     weight = torch.zeros(views.images.shape[:3])
@@ -107,6 +113,7 @@ def test_nothing_grows_where_only_a_rim_is_covered(views):
     assert free > 0.17  # it would have
 
 
+@pytest.mark.slow
 def test_small_ones_grow_to_the_size_of_a_pixel_and_no_further(views):
     tiny = replace(TRUTH, scales=0.05 * TRUTH.scales)
     made = refine(tiny, [views], config(growth=1.0)).gaussians
@@ -127,6 +134,7 @@ def test_damping_holds_those_that_cover_next_to_nothing():
     assert float(moved[2:].max()) == 0
 
 
+@pytest.mark.slow
 def test_depth_pulls_where_it_is_known(views):
     """Grey pictures say nothing of the distance; depth does."""
     grey = replace(TRUTH, rgb=torch.full_like(TRUTH.rgb, 0.5))
@@ -170,6 +178,7 @@ def test_without_judges_the_last_state_is_kept(views):
     assert not torch.equal(made.gaussians.rgb, START.rgb)
 
 
+@pytest.mark.slow
 def test_sets_of_several_sizes_share_the_steps(views):
     large = pictures(TRUTH, path(2, 80, 112), share=3.0)
     drawn = in_turn([views, large], seed=0)

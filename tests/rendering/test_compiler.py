@@ -38,6 +38,7 @@ def one_gaussian() -> tuple[Gaussians, CameraPath]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(cpu.find_compiler() is None, reason="needs a C++ compiler")
 def test_processes_share_one_build_and_leave_no_drafts(fresh):
     # Run by its path, so that no worker waits for torch.
@@ -51,6 +52,7 @@ def test_processes_share_one_build_and_leave_no_drafts(fresh):
     assert [path.stat().st_mtime_ns for path in fresh.iterdir()] == [before]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(cpu.find_compiler() is None, reason="needs a C++ compiler")
 def test_compiler_without_openmp_still_builds(fresh, tmp_path, monkeypatch):
     poor = tmp_path / "poor-c++"

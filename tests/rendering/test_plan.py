@@ -75,6 +75,7 @@ def test_each_view_is_drawn_once_unless_memory_is_bounded(
     assert leaf.grad is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("free", [0, 40_000_000])
 def test_auto_changes_memory_only(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups that memory dictates give the images and gradients of all views at once."""

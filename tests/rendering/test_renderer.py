@@ -55,6 +55,7 @@ SCENES = {
 }
 
 
+@pytest.mark.slow
 @every_backend
 @every_response
 @pytest.mark.parametrize("scene", SCENES)
@@ -73,6 +74,7 @@ def test_values_and_gradients_are_those_of_the_truth(backend, response, scene):
         assert max(errors.values()) < gradient_tolerance, errors
 
 
+@pytest.mark.slow
 @every_backend
 @every_response
 def test_gradients_are_finite_differences(backend, response):
@@ -108,6 +110,7 @@ def test_any_image_size(backend, response, height, width):
     assert_same(render(gaussians, path, settings), render_reference(gaussians, path, settings), 1e-10)
 
 
+@pytest.mark.slow
 @every_backend
 @every_response
 def test_opaque_layers_and_saturated_opacities(backend, response):
@@ -243,6 +246,7 @@ def test_background_fills_what_alpha_leaves(backend):
     assert torch.equal(white.depth, black.depth)
 
 
+@pytest.mark.slow
 @every_backend
 @every_response
 def test_batch_is_the_loop_over_scenes_and_views(backend, response):
@@ -259,6 +263,7 @@ def test_batch_is_the_loop_over_scenes_and_views(backend, response):
             assert torch.equal(images.depth[scene, view], alone.depth[0])
 
 
+@pytest.mark.slow
 @every_backend
 @every_response
 def test_same_bits_twice(backend, response):
@@ -275,6 +280,7 @@ def test_same_bits_twice(backend, response):
         assert torch.equal(left, right)
 
 
+@pytest.mark.slow
 @every_backend
 def test_views_at_once_changes_memory_only(backend):
     gaussians, path = random_scene(60), cameras(5)

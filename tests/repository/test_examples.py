@@ -64,6 +64,7 @@ def test_a_stored_scene_is_reconstructed(here, monkeypatch, capsys):
     assert (views[0] != views[1]).any(), "from two places"
 
 
+@pytest.mark.slow
 def test_a_picture_becomes_a_scene(here, monkeypatch, capsys):
     run_example("generate", "photo.jpg", "--num-trajectories", "1", monkeypatch=monkeypatch)
     num = lyra_ns.Gaussians.load("scene.ply").num
@@ -72,6 +73,7 @@ def test_a_picture_becomes_a_scene(here, monkeypatch, capsys):
     assert f"scene.ply: {num:,} Gaussians; depth: the small network that ships" in printed
 
 
+@pytest.mark.slow
 def test_a_small_decoder_is_trained(here, monkeypatch):
     # By way of its first importer: nerfstudio.utils.writer cannot be imported first.
     from nerfstudio.configs.base_config import writer
@@ -87,6 +89,7 @@ def test_a_small_decoder_is_trained(here, monkeypatch):
     assert list(run.glob("nerfstudio_models/step-*.ckpt"))
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_cell_by_cell(here):
     notebook = json.loads((EXAMPLES / "photo_to_scene.ipynb").read_text())
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
@@ -98,6 +101,7 @@ def test_the_notebook_runs_cell_by_cell(here):
     assert "<title>photo" in Path("scene.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_first_block_of_the_document_is_short_enough(here):
     block = blocks_of_document()[0]
     lines = [line for line in block.splitlines() if line.strip() and not line.startswith("#")]
@@ -107,6 +111,7 @@ def test_the_first_block_of_the_document_is_short_enough(here):
     assert lyra_ns.Gaussians.load("scene.ply").num > 0
 
 
+@pytest.mark.slow
 def test_the_other_blocks_run_one_after_the_other(here, capsys):
     names: dict[str, object] = {"lyra_ns": lyra_ns}
     for block in blocks_of_document()[1:]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from lyra_ns.generation.settings import GenerateSettings
 from tests.repository.test_readme import ROOT, parsed_problems, shell_lines, simple_problems
 
 TEXT = (ROOT / "docs" / "generation.md").read_text()
 
 
+@pytest.mark.slow
 def test_commands_of_the_page_parse():
     commands = shell_lines(TEXT)
     assert sum(command[:2] == ["ns-lyra", "generate"] for command in commands) >= 8

@@ -44,6 +44,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     main()
 
 
+@pytest.mark.slow
 def test_from_the_download_to_gaussians(
     tars: Path,
     checkpoint: Path,

@@ -86,6 +86,7 @@ def imported_packages() -> set[str]:
     return {normal_name(distributions.get(module, [module])[0]) for module in outside}
 
 
+@pytest.mark.slow
 def test_every_import_is_declared_and_every_requirement_imported() -> None:
     needed = {normal_name(text) for text in PROJECT["project"]["dependencies"]}
     extras = {
@@ -125,6 +126,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("*.whl"))
 
 
+@pytest.mark.slow
 def test_wheel_holds_every_file_and_one_top_level_name(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -145,6 +147,7 @@ def files_in_git() -> set[str]:
     return {name for name in result.stdout.splitlines() if (ROOT / name).is_file()}
 
 
+@pytest.mark.slow
 def test_source_release_holds_the_whole_checkout(tmp_path: Path) -> None:
     """So that its tests, documents and set-up work without the repository."""
     names = files_in_git()
@@ -201,6 +204,7 @@ def entry_points_listed() -> Iterator[tuple[str, str, str]]:
             yield group, name, target
 
 
+@pytest.mark.slow
 def test_entry_points_load_from_an_installed_wheel(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:

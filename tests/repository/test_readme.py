@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 SHELL_LANGUAGES = {"", "bash", "sh", "shell", "console"}
 CHECKED_PROGRAMS = {"ns-lyra", "ns-train", "ns-eval", "ns-render", "ns-viewer", "ns-export"}
@@ -88,6 +90,7 @@ def readme() -> str:
     return (ROOT / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_readme_commands_parse() -> None:
     commands = shell_lines(readme())
     assert ["ns-lyra", "generate", "docs/coffee.jpg", "-o", "scene"] in commands
@@ -97,6 +100,7 @@ def test_readme_commands_parse() -> None:
     assert parsed_problems(commands) == []
 
 
+@pytest.mark.slow
 def test_commands_of_the_page_on_training_parse() -> None:
     """As above, one GPU and two."""
     commands = shell_lines((ROOT / "docs" / "training.md").read_text())
@@ -130,6 +134,7 @@ import this
     ]
 
 
+@pytest.mark.slow
 def test_wrong_arguments_are_noticed() -> None:
     good = [
         ["ns-train", "lyra-tiny", "--data", "D", "--max-num-iterations", "5", "lyra-data"],

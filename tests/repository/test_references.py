@@ -14,6 +14,8 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 CODE_FOLDERS = ("lyra_ns", "method_configs", "dataparsers", "tests", "benchmarks", "training", "examples")
 DOCUMENT_FOLDERS = ("docs", *CODE_FOLDERS)
@@ -122,6 +124,7 @@ def code_problems(path: Path) -> list[str]:
     return list(citation_problems(prose_of_code(path.read_text()), path.parent))
 
 
+@pytest.mark.slow
 def test_citations_in_code_lead_somewhere() -> None:
     assert {path: problems for path in python_files() if (problems := code_problems(path))} == {}
 
@@ -136,6 +139,7 @@ def test_titles_of_reference_documents_are_unique() -> None:
         assert len(found_titles) == len(set(found_titles)), path
 
 
+@pytest.mark.slow
 def test_every_reference_document_is_cited_by_code() -> None:
     """What nothing stands on is no reference."""
     prose = "\n".join(prose_of_code(path.read_text()) for path in python_files())

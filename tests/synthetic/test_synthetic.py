@@ -124,6 +124,7 @@ def test_hits_lie_on_the_surface_that_faces_the_camera(solid, position):
     assert (level(1 + 1e-3) < 1).float().mean() > 0.97
 
 
+@pytest.mark.slow
 def test_frames_agree_through_their_depth(bank):
     scene = make_scene(0, 3, bank)
     cameras = path_of(scene, 1)[torch.tensor([0, 8])]
@@ -195,6 +196,7 @@ def test_no_solid_comes_near_a_camera(bank):
         assert margin[:, encloses].min() > HEADROOM - 1e-6
 
 
+@pytest.mark.slow
 def test_depth_fits_the_decoder_range(bank):
     for index in range(4):
         scene = make_scene(0, index, bank)
@@ -255,6 +257,7 @@ def test_texture_atlas_comes_back(bank, atlas, tmp_path):
         load_texture_atlas(tmp_path / "none.safetensors")
 
 
+@pytest.mark.slow
 def test_a_folder_of_pictures_makes_a_bank(tmp_path):
     from PIL import Image
 
@@ -267,6 +270,7 @@ def test_a_folder_of_pictures_makes_a_bank(tmp_path):
     assert photographs[:, 0].unique().tolist() == [10, 11, 12, 13]
 
 
+@pytest.mark.slow
 def test_a_pack_makes_a_bank_whose_held_out_files_are_their_own(tmp_path):
     path = small_packs.small_pack(tmp_path / "pack.zip")
     pack = Pack(path)
@@ -303,6 +307,7 @@ def test_other_files_of_textures_end_in_a_sentence(tmp_path):
         load_textures(folder)
 
 
+@pytest.mark.slow
 def test_scenes_are_papered_from_a_pack_by_any_number_of_workers(tmp_path):
     pack = small_packs.small_pack(tmp_path / "pack.zip")
     settings = {"textures": pack, "num_held_out": 1, "height": 32, "width": 48, "num_frames": 9}
@@ -322,6 +327,7 @@ def contents(root: Path) -> dict[str, bytes]:
     return {str(file.relative_to(root)): file.read_bytes() for file in root.rglob("*") if file.is_file()}
 
 
+@pytest.mark.slow
 def test_written_data_is_readable_resumable_and_the_same_for_any_number_of_workers(tmp_path, atlas):
     settings = {"textures": atlas, "num_held_out": 1, "height": 32, "width": 48, "num_frames": 9}
     write_sample_data(tmp_path / "one", 1, num_workers=1, **settings)
@@ -359,6 +365,7 @@ def test_written_data_is_readable_resumable_and_the_same_for_any_number_of_worke
         write_sample_data(tmp_path / "one", 3, num_workers=1, **settings)
 
 
+@pytest.mark.slow
 def test_dynamic_data_runs_forward_in_time(tmp_path, bank, atlas):
     settings = {"height": 32, "width": 48, "num_frames": 9, "textures": atlas}
     write_sample_data(tmp_path, 1, dynamic=True, num_workers=1, **settings)

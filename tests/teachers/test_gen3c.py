@@ -72,6 +72,7 @@ def request(trajectory: int = 0, num_frames: int = NUM_FRAMES, **changes: Any) -
     return replace(TeacherRequest("hall", trajectory, cameras, image(), cache), **changes)
 
 
+@pytest.mark.slow
 def test_a_clip_is_what_the_pipeline_makes_of_the_warped_cache(
     teacher: Gen3CTeacher, pipeline: Gen3CPipeline
 ) -> None:
@@ -94,6 +95,7 @@ def test_a_clip_is_what_the_pipeline_makes_of_the_warped_cache(
     assert clip.notes["share_seen"] == pytest.approx(masks.mean().item())
 
 
+@pytest.mark.slow
 def test_clips_do_not_depend_on_their_neighbours(pipeline: Gen3CPipeline, teacher: Gen3CTeacher) -> None:
     together = Gen3CTeacher(pipeline, replace(SETTINGS, samples_at_once=2))
     steps: list[tuple[int, int]] = []
@@ -109,6 +111,7 @@ def test_clips_do_not_depend_on_their_neighbours(pipeline: Gen3CPipeline, teache
         assert (other.z - clips[0].z).abs().mean() > 0.01
 
 
+@pytest.mark.slow
 def test_all_trajectories_may_share_their_noise(pipeline: Gen3CPipeline) -> None:
     asked = request(0)
     for is_shared in (True, False):
@@ -144,6 +147,7 @@ class Estimator:
         return PlaneDepth(3 * DEPTH).predict(image, intrinsics)
 
 
+@pytest.mark.slow
 def test_a_long_video_goes_on_from_its_last_frame(pipeline: Gen3CPipeline) -> None:
     estimator = Estimator()
     teacher = Gen3CTeacher(pipeline, SETTINGS, estimator)
@@ -179,6 +183,7 @@ def test_the_last_frame_joins_the_cache_in_its_scale() -> None:
     assert following.start == 8
 
 
+@pytest.mark.slow
 def test_a_long_video_of_a_video_needs_no_depth(teacher: Gen3CTeacher) -> None:
     cameras = straight_path((0.1, 0.0, 0.0), 20)
     rgb = torch.rand(20, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1))
@@ -190,6 +195,7 @@ def test_a_long_video_of_a_video_needs_no_depth(teacher: Gen3CTeacher) -> None:
     torch.testing.assert_close(chunks[1].depth, expected)
 
 
+@pytest.mark.slow
 def test_prompts_are_embedded_once(pipeline: Gen3CPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, tokenizer = t5()
     reading = Gen3CPipeline(pipeline.transformer, pipeline.vae, gen3c_scheduler(), encoder, tokenizer)
@@ -221,6 +227,7 @@ def t5_folder(tmp_path: Path) -> str:
     return str(tmp_path / "t5")
 
 
+@pytest.mark.slow
 def test_embeddings_are_kept_on_disk(
     pipeline: Gen3CPipeline, t5_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,6 +281,7 @@ def test_an_encoder_that_may_not_be_read_is_told(t5_folder: str, monkeypatch: py
     assert encoder_digest(t5_folder) == before
 
 
+@pytest.mark.slow
 def test_a_text_that_is_refused_is_not_taken_from_disk_either(
     pipeline: Gen3CPipeline, t5_folder: str, tmp_path: Path
 ) -> None:
@@ -328,6 +336,7 @@ def folder(pipeline: Gen3CPipeline, tmp_path: Path) -> Path:
     return tmp_path / "gen3c"
 
 
+@pytest.mark.slow
 def test_a_converted_folder_is_loaded(teacher: Gen3CTeacher, folder: Path, t5_folder: str) -> None:
     loaded = load_gen3c(folder, settings=SETTINGS, text_encoder=t5_folder)
     (clip,), (expected,) = loaded.generate([request()]), teacher.generate([request()])
@@ -354,6 +363,7 @@ def test_a_cache_that_is_there_is_not_moved() -> None:
     assert cache_on(moved, "meta") is moved
 
 
+@pytest.mark.slow
 def test_memory_is_checked_for_the_size_that_is_asked_for(
     pipeline: Gen3CPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -387,6 +397,7 @@ def test_memory_is_checked_for_the_size_that_is_asked_for(
     assert not done
 
 
+@pytest.mark.slow
 def test_the_policy_decides_where_t5_encodes(
     pipeline: Gen3CPipeline, t5_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,7 @@ def write_videos(root: Path, num_frames: int = 20) -> CameraPath:
     return cameras
 
 
+@pytest.mark.slow
 def test_a_data_set_gives_its_own_latents_frames_and_depth(data: Path) -> None:
     teacher = ReplayTeacher(data, CODEC)
     assert isinstance(teacher, CameraVideoTeacher)

@@ -74,6 +74,7 @@ def test_cameras_are_relative_to_the_first_and_in_the_models_pixels(teacher: San
     np.testing.assert_allclose(intrinsics[3], [FOCAL * 96 / 56, FOCAL * 64 / 40, 48, 32], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_clips_depend_on_their_request_alone(teacher: SanaWmTeacher, clip: TeacherClip) -> None:
     """The same request gives the same clip, whatever is made before it or beside it."""
     beside = request_without_cache(seed=2, prompt="a green field")

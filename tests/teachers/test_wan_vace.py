@@ -77,6 +77,7 @@ def test_control_is_stretched_with_what_is_known(teacher: WanVaceTeacher) -> Non
     assert (video[(~unknown).expand_as(video)] == 0.5).float().mean() < 0.01
 
 
+@pytest.mark.slow
 def test_clips_depend_on_their_request_alone(teacher: WanVaceTeacher, clip: TeacherClip) -> None:
     """The same request gives the same clip, whatever is made before it or beside it."""
     beside = request_for_a_box(seed=2, prompt="a green field")
@@ -104,6 +105,7 @@ def test_what_a_clip_depends_on(
     assert not torch.equal(other.video, clip.video)
 
 
+@pytest.mark.slow
 def test_reference_picture(teacher: WanVaceTeacher, clip: TeacherClip) -> None:
     """Given as a reference, too, the first frame changes the clip but not its length."""
     with_reference = replace(teacher, settings=replace(SETTINGS, shows_reference=True))
@@ -126,6 +128,7 @@ def test_embeddings_are_those_of_the_pipeline(
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.slow
 def test_progress_over_all_clips(teacher: WanVaceTeacher) -> None:
     """Steps count over all requests."""
     seen: list[tuple[int, int]] = []

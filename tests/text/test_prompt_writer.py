@@ -68,6 +68,7 @@ def test_seeds(writer: PromptWriter) -> None:
     assert writer(6, seed=2) != prompts
 
 
+@pytest.mark.slow
 def test_more_than_the_model_can_say(writer: PromptWriter) -> None:
     """It gives up with what it found instead of asking for ever."""
     with pytest.raises(ValueError, match="expected 19 different prompts from small, found 18 in 32 answers"):
@@ -127,6 +128,7 @@ def run_command(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     main.main()
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_the_writer_says_and_overwrites_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

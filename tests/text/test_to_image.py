@@ -44,6 +44,7 @@ def to_image(folder: Path) -> TextToImage:
     return load_text_to_image(str(folder), options=STEPS)
 
 
+@pytest.mark.slow
 def test_picture_has_the_size_and_says_what_it_depends_on(to_image: TextToImage) -> None:
     """The size asked for; the same picture for the same seed, whatever came between; others otherwise."""
     first = to_image(PROMPT, 24, 40, seed=3)

@@ -112,6 +112,7 @@ def test_pictures_keep_their_sizes_on_every_level(pictures):
     assert not pictures.cutouts.levels[0][0, :, :, 48:].any()
 
 
+@pytest.mark.slow
 def test_clips_are_colours_that_move_or_stand_still(pictures):
     video = moving_pictures(pictures, ClipShape(32, 9, 32, 48), Draws(0, CPU))
     assert video.shape == (32, 3, 9, 32, 48)
@@ -149,6 +150,7 @@ def test_every_batch_shape_can_be_coded():
     assert sizes == {(160, 256), (256, 160), (208, 208), (320, 512)}
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_writes_everything(tmp_path, pack_file, held_out, same_clips):
     output = tmp_path / "run"
     trainer = train.train(settings(output, max_steps=70), ZipPack(pack_file), CPU)
@@ -182,6 +184,7 @@ def loss_of(network, trainer) -> float:
     return float(train.judge(network.decode(mean), video, mean, log_variance).loss)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, pack_file, same_clips):
     pack = ZipPack(pack_file)
     whole = train.train(settings(tmp_path / "whole", max_steps=60), pack, CPU)
@@ -207,6 +210,7 @@ def state(tmp_path_factory, pack_file):
     return folder
 
 
+@pytest.mark.slow
 def test_the_state_restores_weights_averages_and_second_moments(state, pictures):
     saved = read_state(state)
     trainer = train.Trainer(settings(state, resume=state), pictures, CPU)
@@ -222,6 +226,7 @@ def test_the_state_restores_weights_averages_and_second_moments(state, pictures)
     assert second.any()
 
 
+@pytest.mark.slow
 def test_the_full_state_fits_into_files_that_travel(tmp_path):
     network = train.LearnedNetwork(train.LearnedCodecConfig())
     optimizer = torch.optim.AdamW(network.parameters())
@@ -290,6 +295,7 @@ def test_missing_inputs_are_said_in_one_sentence(tmp_path, pack_file):
         evaluate.read_held_out(str(tmp_path / "none"))
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_before_the_state_is_touched(tmp_path, state, pack_file, same_clips):
     folder = tmp_path / "state"
     shutil.copytree(state, folder)

@@ -55,6 +55,7 @@ def small_decoder():
     return LatentGaussianDecoder(config)
 
 
+@pytest.mark.slow
 def test_every_clip_begins_with_the_photograph(scene, photograph):
     wanted = torch.nn.functional.interpolate(photograph[None].float(), SIZE, mode="bilinear", antialias=True)
     for first in scene.rgb[:, 0]:
@@ -67,6 +68,7 @@ def test_all_paths_begin_at_the_origin_and_move(scene):
     assert (scene.camera_to_world[:, 2, :3, 3].norm(dim=-1) > 0.03).all()
 
 
+@pytest.mark.slow
 def test_what_a_mirrored_recipe_shows_is_mirrored(photograph, scene):
     mirrored = photograph_scene(
         photograph, replace(RECIPE, is_mirrored=True), PlaneDepth(), load_codec("linear")
@@ -74,6 +76,7 @@ def test_what_a_mirrored_recipe_shows_is_mirrored(photograph, scene):
     assert torch.equal(mirrored.rgb[0, 0].flip(-1), scene.rgb[0, 0])
 
 
+@pytest.mark.slow
 def test_a_cut_out_stands_before_the_photograph(photograph, scene):
     red = torch.zeros(4, 20, 20, dtype=torch.uint8)
     red[0], red[3] = 255, 255
@@ -117,6 +120,7 @@ def test_a_batch_holds_what_the_scenes_hold(scene):
         assert any(same)
 
 
+@pytest.mark.slow
 def test_batches_are_of_one_size_and_of_the_kinds_asked_for(photograph, scene):
     upright = photograph_scene(
         photograph, replace(RECIPE, height=48, width=32), PlaneDepth(), load_codec("linear")
@@ -129,6 +133,7 @@ def test_batches_are_of_one_size_and_of_the_kinds_asked_for(photograph, scene):
     assert {draw_batch(pool, draws, config).target_rgb.shape[2:4] for _ in range(12)} == {(32, 48), (48, 32)}
 
 
+@pytest.mark.slow
 def test_training_learns_and_goes_on_where_it_stopped(scene, tmp_path):
     pool = ScenePool([("photograph", scene)])
     config = DecoderTrainingConfig(scenes_per_step=1, learning_rate=3e-3, warmup_steps=1, average_decay=0.5)
@@ -149,6 +154,7 @@ def test_training_learns_and_goes_on_where_it_stopped(scene, tmp_path):
     assert (tmp_path / "lyra_tiny.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_fresh_decoder_is_of_the_shipped_sizes_and_knows_what_its_inputs_are_like(photograph):
     recipe = replace(RECIPE, height=80, width=128, num_frames=9)
     scene = photograph_scene(photograph, recipe, PlaneDepth(), load_codec("linear"))
@@ -171,6 +177,7 @@ def test_a_fresh_decoder_is_of_the_shipped_sizes_and_knows_what_its_inputs_are_l
     assert any("latent" in name for name in changed), changed
 
 
+@pytest.mark.slow
 def test_resuming_nothing_is_refused(tmp_path: Path):
     training = DecoderTraining(small_decoder(), DecoderTrainingConfig())
     with pytest.raises(FileNotFoundError, match="expected the state of a training"):

@@ -43,6 +43,7 @@ def held_out(tmp_path: Path) -> Path:
     return folder.parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("box", "size", "quality"),
     [
@@ -156,11 +157,13 @@ def test_the_pictures_of_scikit_image_are_here() -> None:
     } <= names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SKIMAGE, ids=lambda path: path.stem)
 def test_no_listed_picture_is_one_of_scikit_image(path: Path, listed: Fingerprints) -> None:
     assert copies_of(path, listed) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["astronaut.png", "brick.png", "chelsea.png", "coffee.png", "rocket.jpg"])
 def test_one_of_scikit_image_would_be_found_in_the_list(name: str, listed: Fingerprints) -> None:
     path = next(path for path in SKIMAGE if path.name == name)

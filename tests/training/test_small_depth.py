@@ -155,6 +155,7 @@ def test_upsampled_edges_follow_the_photograph() -> None:
     assert float((found[:, edge] - found[:, edge - 1]).min()) > 1.0
 
 
+@pytest.mark.slow
 def test_depth_of_scenes_is_that_of_the_other_renderer(source: SceneSource) -> None:
     generator = torch.Generator().manual_seed(1)
     scenes = source.drawer.draw(6, generator)
@@ -218,6 +219,7 @@ def test_groups_are_of_all_kinds_and_within_their_extent() -> None:
     assert float(lowest.max()) < 0.2
 
 
+@pytest.mark.slow
 def test_training_never_sees_held_out_pictures(source: SceneSource) -> None:
     held_out = SceneSource("cpu", 6, held_out=True, num_groups=len(THINGS))
     own, others = (set(s.drawer.sources.textures.tolist()) for s in (source, held_out))
@@ -295,6 +297,7 @@ class _WaitsForDevice(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@pytest.mark.slow
 def test_steps_never_wait_for_the_device(source: SceneSource) -> None:
     network = SmallDepthNetwork(SMALL)
     pool = ScenePool(source, 2, 64, 2)
@@ -306,6 +309,7 @@ def test_steps_never_wait_for_the_device(source: SceneSource) -> None:
     assert waits.found == []
 
 
+@pytest.mark.slow
 def test_the_loss_falls(source: SceneSource, tmp_path: Path) -> None:
     batch = ScenePool(source, 4, 64, 4).batch(4, (64, 64))
     training = Training(options(tmp_path / "weights.safetensors", seconds=100.0))
@@ -314,6 +318,7 @@ def test_the_loss_falls(source: SceneSource, tmp_path: Path) -> None:
     assert sum(losses[-5:]) < 0.7 * sum(losses[:3]) * 5 / 3
 
 
+@pytest.mark.slow
 def test_training_writes_weights_and_goes_on(small_batches: None, tmp_path: Path) -> None:
     output, state = tmp_path / "weights.safetensors", tmp_path / "state.pt"
     found = train(options(output, checkpoint=state))
@@ -326,6 +331,7 @@ def test_training_writes_weights_and_goes_on(small_batches: None, tmp_path: Path
     torch.testing.assert_close(more.average.head.weight, stored, rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_takes_an_atlas_where_there_is_no_scikit_image(
     small_batches: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -356,6 +362,7 @@ def assert_better(found: DepthErrors, than_constant: float, than_plane: float) -
     assert found.fitted < than_plane * found.plane
 
 
+@pytest.mark.slow
 def test_the_shipped_network_knows_depth() -> None:
     estimator = load_small_depth()
     assert_better(errors_on_drawn_scenes(estimator, 6), 0.97, 0.97)
