@@ -120,13 +120,17 @@ def intrinsics_of_focal(focal: float, height: int, width: int) -> Float[Tensor, 
     return torch.tensor([focal, focal, width / 2, height / 2])
 
 
+ROUNDING = 1e-5
+"""By how much resizing may leave the range of colours: weights add up to 1 but for a few last digits."""
+
+
 def checked_image(image: Float[Tensor, "*any"]) -> Float[Tensor, "3 H W"]:
-    """The image, if it has three finite channels from 0 to 1; ValueError otherwise."""
+    """The image, if it has three finite channels from 0 to 1 but for rounding; ValueError otherwise."""
     if image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f"expected an image of shape [3, H, W], found {list(image.shape)}")
-    if not (bool(image.isfinite().all()) and float(image.min()) >= 0 and float(image.max()) <= 1):
+    if not bool(((image >= -ROUNDING) & (image <= 1 + ROUNDING)).all()):
         raise ValueError("expected colours from 0 to 1, found others: divide 8-bit values by 255")
-    return image
+    return image.clamp(0, 1)
 
 
 def checked_depth(depth: Float[Tensor, "H W"], name: str) -> Float[Tensor, "H W"]:

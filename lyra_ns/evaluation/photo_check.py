@@ -141,7 +141,8 @@ def cropped_and_resized(photo: StereoPhoto, height: int, width: int) -> StereoPh
 def _resized_photo(rgb: Float[Tensor, "H W 3"], height: int, width: int) -> Float[Tensor, "h w 3"]:
     image = rgb.movedim(-1, 0)[None]
     resized = functional.interpolate(image, (height, width), mode="bilinear", antialias=True)
-    return resized[0].movedim(0, -1)
+    # The weights of the filter add up to 1 but for rounding.
+    return resized[0].movedim(0, -1).clamp(0, 1)
 
 
 def clips_of_photo(photo: StereoPhoto, cameras: CameraPath) -> PhotoClips:

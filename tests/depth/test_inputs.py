@@ -18,7 +18,7 @@ from PIL import Image
 from lyra_ns.cameras import CameraPath, look_at, project
 from lyra_ns.data.depth_files import depth_bytes
 from lyra_ns.data.video import video_bytes
-from lyra_ns.depth.base import DepthPrediction, PlaneDepth, intrinsics_of_fov
+from lyra_ns.depth.base import DepthPrediction, PlaneDepth, checked_image, intrinsics_of_fov
 from lyra_ns.depth.moge import load_moge
 from lyra_ns.depth.scale import depth_of_points, scene_scale
 from lyra_ns.depth.transformers import TransformersDepth, check_metric, load_transformers_depth
@@ -241,6 +241,13 @@ def test_a_missing_moge_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "moge", None)
     with pytest.raises(ValueError, match=r"pip install 'lyra-ns\[moge\]'"):
         load_moge()
+
+
+def test_the_last_digits_of_resized_pictures_are_forgiven():
+    picture = torch.tensor([-1e-7, 0.5, 1 + 1e-6]).reshape(3, 1, 1).expand(3, 4, 6)
+    assert checked_image(picture).aminmax() == (0, 1)
+    with pytest.raises(ValueError, match="colours from 0 to 1"):
+        checked_image(picture * 1.01)
 
 
 def test_bad_images_and_empty_depth_are_refused():
